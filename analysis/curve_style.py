@@ -1,0 +1,78 @@
+"""How curves look: a colour and a marker per criterion, a line per direction, the words on the axes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from analysis.curves import Curve
+from analysis.results import gaps, is_share, metric_names
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+class Style(NamedTuple):
+    """Of a criterion: colours that colour-blind people tell apart, and a marker (matplotlib's and plotly's names) for grey prints."""
+
+    colour: str
+    marker: str
+    symbol: str
+
+
+STYLES: dict[str, Style] = {
+    "scaled_norm_diff": Style("#0072B2", "o", "circle"),
+    "delta_norm": Style("#D55E00", "s", "square"),
+    "greedy": Style("#009E73", "^", "triangle-up"),
+    "agreement_diff": Style("#A0468C", "D", "diamond"),
+    "agreement": Style("#56B4E9", "v", "triangle-down"),
+    "pl_ks": Style("#B8860B", "P", "cross"),
+    "pl_alpha": Style("#7A4A1E", "X", "x"),
+    "random": Style("#6E6E6E", "*", "star"),
+}
+OTHERS = (Style("#332288", "h", "hexagon"), Style("#117733", "p", "pentagon"), Style("#882255", "<", "triangle-left"))
+
+FRACTION_LABEL = "Heads rewound to the base [%]"
+
+
+def style(curve: Curve, others: list[str]) -> Style:
+    """The criterion's own style; criteria without one share a few by their place in `others`."""
+    if curve.criterion in STYLES:
+        return STYLES[curve.criterion]
+    return OTHERS[others.index(curve.criterion) % len(OTHERS)]
+
+
+def unstyled(drawn: list[Curve]) -> list[str]:
+    return list(dict.fromkeys(curve.criterion for curve in drawn if curve.criterion not in STYLES))
+
+
+def panels(table: pd.DataFrame) -> list[str]:
+    """The metrics that are drawn: the primary one, and beside it the text's bits per byte or the next task's first metric."""
+    names = metric_names(table)
+    task = names[0].split("/")[0]
+    elsewhere = [name for name in names if name.split("/")[0] != task]
+    beside = [name for name in elsewhere if name.endswith("bits_per_byte")] or elsewhere
+    return names[:1] + beside[:1]
+
+
+def scale(table: pd.DataFrame, metric: str) -> float:
+    """100 for shares, which are drawn in percent; else 1."""
+    return 100.0 if is_share(table, metric) else 1.0
+
+
+def axis_label(table: pd.DataFrame, metric: str) -> str:
+    """`task: metric [%]`, and which way is better where it is not up."""
+    task, _, name = metric.partition("/")
+    unit = " [%]" if is_share(table, metric) else ""
+    better = "" if table.attrs["higher_is_better"].get(metric) else "  (lower is better)"
+    return f"{task}: {name.replace('_', ' ')}{unit}{better}"
+
+
+def caption(table: pd.DataFrame, drawn: list[Curve]) -> str:
+    """What the figure must say: sample sizes, protocol, what bars and bands are, what is missing."""
+    sizes = " and ".join(f"{table.attrs['n'][metric]:,} documents of {metric.split('/')[0]}" for metric in panels(table))
+    seeds = max(len(curve.values) for curve in drawn)
+    parts = [f"Protocol {table.attrs['protocol']}: {sizes}", "bars: standard error over documents"]
+    if seeds > 1:
+        parts.append(f"band: standard deviation over {seeds} orders")
+    missing = gaps(table)
+    return "; ".join([*parts, *([f"gaps: {missing}"] if missing else [])]) + "."

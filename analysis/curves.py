@@ -1,0 +1,109 @@
+"""Curves of a rewind study: one per criterion and direction, over the fraction of heads rewound."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from analysis.results import STDERR
+from cpt_lab.evaluation.statistics import auc
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+ENDS = (0.0, 1.0)  # where every order rewinds the same heads: none, or all
+Values = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One metric along one order; rows are seeds (one, unless the criterion is random), NaN where a point is not done."""
+
+    criterion: str
+    direction: str
+    fractions: tuple[float, ...]
+    values: Values  # seeds x fractions
+    errors: Values  # standard errors over documents, seeds x fractions
+
+    @property
+    def label(self) -> str:
+        """`criterion direction` in plain words; the reverse of a random order is another random order."""
+        direction = {"ascending": "", "descending": " reversed"}[self.direction] if self.criterion == "random" else f" {self.direction}"
+        many = f" (mean of {len(self.values)})" if len(self.values) > 1 else ""
+        return f"{self.criterion.replace('_', ' ')}{direction}{many}"
+
+    @property
+    def mean(self) -> Values:
+        """Over the seeds that are done, per fraction; NaN where none is."""
+        return np.array([_mean(column) for column in self.values.T])
+
+    @property
+    def spread(self) -> Values:
+        """Standard deviation (n - 1) over the seeds that are done, per fraction; NaN for fewer than two."""
+        return np.array([_std(column) for column in self.values.T])
+
+    def areas(self) -> Values:
+        """The area under each seed's curve (P eq. 17), in units of the metric; NaN for a curve with a gap or a single point."""
+        return np.array([auc(self.fractions, row) if len(row) > 1 and np.isfinite(row).all() else np.nan for row in self.values])
+
+
+def curves(table: pd.DataFrame, metric: str) -> list[Curve]:
+    """The curves of a `results.frame`, in the order of their first points; ends that a curve lacks are taken from the others.
+
+    ValueError if the study has no rewound points.
+    """
+    rewound = table[table["fraction"].notna() & table["criterion"].notna()] if "fraction" in table else table.iloc[:0]
+    if rewound.empty:
+        raise ValueError(f"study {table.attrs.get('study', '')!r} has no points that rewind heads by a ranking: there is no curve to draw")
+    ends = {end: _end(rewound, metric, end) for end in ENDS}
+    groups = rewound.groupby(["criterion", "direction"], sort=False)
+    return [_curve(str(criterion), str(direction), rows, metric, ends=ends) for (criterion, direction), rows in groups]
+
+
+def references(table: pd.DataFrame, metric: str) -> dict[str, float]:
+    """Horizontal lines: the tuned model (nothing rewound), and every finished point that rewinds nothing, by name."""
+    lines = {}
+    plain = table[table["fraction"].isna() & table[metric].notna()]
+    for name, value in zip(plain["name"], plain[metric], strict=True):
+        lines[str(name)] = float(value)
+    untouched = table[(table["fraction"] == 0) & table[metric].notna()]
+    if not untouched.empty:
+        lines.setdefault("tuned, no head rewound", float(untouched[metric].iloc[0]))
+    return lines
+
+
+def _curve(criterion: str, direction: str, rows: pd.DataFrame, metric: str, *, ends: dict[float, tuple[float, float]]) -> Curve:
+    known = [end for end, (value, _) in ends.items() if np.isfinite(value)]
+    fractions = sorted({float(fraction) for fraction in rows["fraction"]} | set(known))
+    seeds = [seed_rows for _, seed_rows in rows.groupby("seed", sort=True, dropna=False)]
+    points = [_along(seed_rows, metric, fractions, ends) for seed_rows in seeds]
+    values, errors = (np.array([[pair[which] for pair in row] for row in points]) for which in (0, 1))
+    return Curve(criterion, direction, tuple(fractions), values, errors)
+
+
+def _along(rows: pd.DataFrame, metric: str, fractions: list[float], ends: dict[float, tuple[float, float]]) -> list[tuple[float, float]]:
+    """(value, standard error) at each fraction."""
+    missing = (float("nan"), float("nan"))
+    pairs: Any = zip(rows[metric], rows[f"{metric}{STDERR}"], strict=True)
+    found = dict(zip((float(fraction) for fraction in rows["fraction"]), pairs, strict=True))
+    return [found.get(fraction, ends.get(fraction, missing)) for fraction in fractions]
+
+
+def _end(rows: pd.DataFrame, metric: str, end: float) -> tuple[float, float]:
+    done = rows[(rows["fraction"] == end) & rows[metric].notna()]
+    if done.empty:
+        return float("nan"), float("nan")
+    return float(done[metric].iloc[0]), float(done[f"{metric}{STDERR}"].iloc[0])
+
+
+def _mean(column: Values) -> float:
+    done = column[np.isfinite(column)]
+    return float(done.mean()) if len(done) else float("nan")
+
+
+def _std(column: Values) -> float:
+    done = column[np.isfinite(column)]
+    return float(done.std(ddof=1)) if len(done) > 1 else float("nan")

@@ -1,0 +1,89 @@
+"""A study as one table: a row per point, a column per choice and per metric. Needs neither torch nor MLflow."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from cpt_lab.specs import Evaluation, Spec, TopOf, key
+from cpt_lab.store import State, Store
+from cpt_lab.study import Point, Study, resolved, scores
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+STDERR = "__stderr"
+UNFINISHED = (State.PLANNED, State.QUEUED, State.RUNNING, State.PREEMPTED)
+
+
+def frame(store: Store, study: Study) -> pd.DataFrame:
+    """One row per point: name, what varies, state, message, each metric's `<task>/<metric>` and `<task>/<metric>__stderr`, key.
+
+    Rewound points always have the columns criterion, direction, fraction and seed, whether the study varies them or not. `attrs` holds
+    study, question, protocol, primary (the name of the main metric), n (documents per metric) and higher_is_better (per metric).
+    """
+    import pandas as pd
+
+    specs = resolved(store, study.points)
+    found = {point.name: scores(store, specs[point.name]) for point in study.points}
+    rows = [{**_choices(point), **_outcome(store, specs[point.name], found[point.name])} for point in study.points]
+    table = pd.DataFrame(rows)
+    metrics = {name: metric for results in found.values() for name, metric in results.get("metrics", {}).items()}
+    table.attrs = {
+        "study": study.name,
+        "question": study.question,
+        "protocol": next((point.spec.protocol.name for point in study.points if isinstance(point.spec, Evaluation)), ""),
+        "primary": next((results["primary"] for results in found.values() if results), ""),
+        "n": {name: metric["n"] for name, metric in metrics.items()},
+        "higher_is_better": {name: metric["higher_is_better"] for name, metric in metrics.items()},
+    }
+    return table
+
+
+def metric_names(table: pd.DataFrame) -> list[str]:
+    """The metrics of a `frame`, the primary one first; ValueError if no point has any."""
+    primary = table.attrs.get("primary", "")
+    if not primary:
+        raise ValueError("no point of this study is finished: there is nothing to show yet")
+    return [primary, *(name for name in table.attrs["n"] if name != primary)]
+
+
+def is_share(table: pd.DataFrame, metric: str) -> bool:
+    """Whether the metric is a share of documents (accuracy, F1, pass@1), which people read in percent."""
+    values = table[metric].dropna()
+    return bool(table.attrs["higher_is_better"].get(metric)) and bool(values.between(0, 1).all())
+
+
+def gaps(table: pd.DataFrame) -> str:
+    """How many points are missing and why, in words; empty if all are done."""
+    states = [State(state) for state in table["state"]]
+    pending = sum(state in UNFINISHED for state in states)
+    failed = sum(state is not State.DONE for state in states) - pending
+    counts = ((failed, "failed"), (pending, "not finished"))
+    return ", ".join(f"{count} of {len(states)} points {word}" for count, word in counts if count)
+
+
+def _choices(point: Point) -> dict[str, Any]:
+    return {"name": point.name, **_rewound(point.spec), **point.varies}
+
+
+def _rewound(spec: Spec) -> dict[str, Any]:
+    """The choices of a rewind, which a study of one criterion does not name among what varies."""
+    changes = getattr(getattr(spec, "checkpoint", None), "interventions", ())
+    selects = [change.select for change in changes if isinstance(getattr(change, "select", None), TopOf)]
+    if len(selects) != 1:
+        return {"criterion": None, "direction": None, "fraction": None, "seed": None}
+    order = selects[0].ranking
+    return {"criterion": order.criterion, "direction": order.direction, "fraction": selects[0].fraction, "seed": order.seed}
+
+
+def _outcome(store: Store, spec: Spec, results: dict[str, Any]) -> dict[str, Any]:
+    status = store.status(spec)
+    columns: dict[str, Any] = {"state": status.state.value, "message": status.message}
+    for name, metric in results.get("metrics", {}).items():
+        columns[name] = _number(metric["value"])
+        columns[f"{name}{STDERR}"] = _number(metric["stderr"])
+    return {**columns, "key": key(spec)}
+
+
+def _number(value: float | None) -> float:
+    return float("nan") if value is None else float(value)

@@ -1,0 +1,77 @@
+"""A rewind study in the terminal: quality at each fraction, the area under each curve, and what the direction is worth."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from analysis.curve_style import scale
+from analysis.curves import Curve, curves
+from analysis.results import gaps, is_share, metric_names
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from rich.table import Table
+
+MISSING = "-"
+
+
+def table(results: pd.DataFrame, metric: str | None = None) -> Table:
+    """One line per criterion and direction of a `results.frame`: the metric at each fraction, AUC and AUC-diff.
+
+    AUC is the trapezoid over the fraction rewound (P eq. 17) and AUC-diff = |AUC descending - AUC ascending| (P eq. 18), both in points of
+    the metric (percent, where it is a share) times fraction. Random orders: mean ± standard deviation over the seeds.
+    ValueError if nothing is finished or nothing rewound.
+    """
+    from rich.table import Table
+
+    metric = metric or metric_names(results)[0]
+    drawn, factor = curves(results, metric), scale(results, metric)
+    fractions = sorted({fraction for curve in drawn for fraction in curve.fractions})
+    unit, digits = (" [%]", 1) if is_share(results, metric) else ("", 3)
+    sheet = Table(title=f"{metric}{unit} against the heads rewound [%]", caption=gaps(results) or None, title_justify="left")
+    sheet.add_column("order", no_wrap=True)
+    for heading in [*(f"{100 * fraction:.4g}" for fraction in fractions), "AUC", "AUC-diff"]:
+        sheet.add_column(heading, justify="right")
+    differences, nothing = _differences(drawn), np.array([np.nan])
+    for curve in drawn:
+        columns = dict(zip(curve.fractions, curve.values.T, strict=True))
+        cells = [_cell(factor * columns.get(fraction, nothing), digits) for fraction in fractions]
+        difference = _number(factor * differences[curve.criterion], digits)
+        sheet.add_row(curve.label, *cells, _cell(factor * curve.areas(), digits), difference)
+    return sheet
+
+
+def text(results: pd.DataFrame, metric: str | None = None, *, width: int = 160) -> str:
+    """The `table` as plain text."""
+    from rich.console import Console
+
+    console = Console(width=width, color_system=None, force_terminal=False)
+    with console.capture() as captured:
+        console.print(table(results, metric))
+    return captured.get()
+
+
+def _differences(drawn: list[Curve]) -> dict[str, float]:
+    """Criterion -> |AUC descending - AUC ascending|, of the means over seeds; NaN where a direction is missing or has a gap."""
+    areas = {(curve.criterion, curve.direction): float(np.mean(curve.areas())) for curve in drawn}
+    nothing = float("nan")
+    return {
+        name: abs(areas.get((name, "descending"), nothing) - areas.get((name, "ascending"), nothing))
+        for name in dict.fromkeys(curve.criterion for curve in drawn)
+    }
+
+
+def _cell(values: NDArray[np.float64], digits: int) -> str:
+    """`mean ± standard deviation` of several seeds, the number itself of one."""
+    done = values[np.isfinite(values)]
+    if len(done) < 2:
+        return _number(float(done[0]) if len(done) else float("nan"), digits)
+    return f"{done.mean():.{digits}f} ± {done.std(ddof=1):.{digits}f}"
+
+
+def _number(value: float, digits: int) -> str:
+    return MISSING if math.isnan(value) else f"{value:.{digits}f}"

@@ -1,0 +1,209 @@
+"""The command line: `python -m cpt_lab [VERB] ...`. Hydra composes the points; here they become specs, a plan and a launch."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.errors import HydraException
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from cpt_lab import config, launch, local, plan, preflight, report, study
+from cpt_lab.config import Settings
+from cpt_lab.names import unknown
+from cpt_lab.store import Store
+from cpt_lab.study import Point, Study
+
+BAD_INPUT, SOME_FAILED = 2, 1
+HELP = """\
+python -m cpt_lab [VERB] [+experiment=NAME] [KEY=VALUE ...]     (cpt-lab is the same)
+
+  run        (no verb) compose the points, build what is missing, draw the figures
+  plan       what would be done, why, in which packs; needs no GPU, no network, no torch
+  status     points by state, with the reasons of failures:  status STUDY, or status +experiment=NAME
+  compare    points side by side with paired standard errors: compare STUDY [WORD ...], points whose name has all the words
+  track      track sync [STUDY ...]: bring MLflow up to the store
+
+  --config-dir DIR    keep experiments of your own in DIR/experiment
+  --cfg job           print the composed configuration
+"""
+COMPOSED_VERBS = ("run", "plan", "status", "compare")
+VERBS = (*COMPOSED_VERBS, "track")
+OPTIONS_WITH_VALUE = frozenset("--config-dir -cd --config-name -cn --config-path -cp --cfg -c --package -p --experimental-rerun".split())
+
+
+def _conf() -> str:
+    inside = Path(__file__).parent / "conf"  # a wheel carries it in the package, a checkout beside it
+    return str(inside if inside.is_dir() else Path(__file__).parent.parent / "conf")
+
+
+@hydra.main(version_base="1.3", config_path=_conf(), config_name="config")
+def main(_: DictConfig) -> None:
+    """Hydra's entry; the launcher sees all points at once and calls `act`."""
+    raise AssertionError("conf/config.yaml sets hydra.mode=MULTIRUN and a launcher of cpt_packed: nothing else runs a study")
+
+
+def run(arguments: list[str] | None = None) -> None:
+    """The console script: exit code 0 if all is well, 1 if points failed, 2 for bad input, said in one sentence."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if not given or given[0] in ("help", "-h", "--help"):
+        print(HELP, end="")
+        sys.exit(0 if given else BAD_INPUT)
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # let Hydra's errors come here, to be said in our words
+    os.environ.setdefault("CPT_LAB_COMMAND", f"python -m cpt_lab {' '.join(given)}")
+    try:
+        code = _dispatch(given)
+    except (HydraException, OmegaConfBaseException, ValueError, KeyError) as error:
+        print(f"error: {report.sentence(error)}", file=sys.stderr)
+        code = BAD_INPUT
+    except KeyboardInterrupt:
+        code = 130
+    sys.exit(code)
+
+
+def _dispatch(given: list[str]) -> int:
+    verb = given[0] if "=" not in given[0] and not given[0].startswith(("-", "+", "~")) else "run"
+    if verb not in VERBS:
+        raise KeyError(unknown("verb", verb, VERBS))
+    names, overrides, options = _sorted(given[1:] if given[0] == verb else given)
+    if verb == "track":
+        return _track(names, _results(overrides))
+    if verb in ("status", "compare") and names:
+        store = Store(_results(overrides))
+        return _show(verb, store, study.load(store, names[0]), words=names[1:])
+    if names:
+        raise ValueError(f"{names[0]!r} is neither KEY=VALUE nor a verb; verbs come first: {', '.join(VERBS)}")
+    sys.argv = ["cpt_lab", *overrides, f"verb={verb}", *options]
+    main()
+    return 0
+
+
+def _sorted(words: list[str]) -> tuple[list[str], list[str], list[str]]:
+    """Bare names, overrides, and Hydra's options with their values: its parser wants the overrides in one piece."""
+    names: list[str] = []
+    overrides: list[str] = []
+    options: list[str] = []
+    following = False
+    for word in words:
+        if following or word.startswith("-"):
+            options.append(word)
+            following = word in OPTIONS_WITH_VALUE
+        else:
+            (overrides if "=" in word or word.startswith("~") else names).append(word)
+    return names, overrides, options
+
+
+def _results(overrides: list[str]) -> Path:
+    given = [word.removeprefix("results=") for word in overrides if word.startswith("results=")]
+    return Path(given[-1] if given else os.environ.get("CPT_LAB_RESULTS", "results")).absolute()
+
+
+# ---------------------------------------------------------------------------------------------------- what a launch does
+
+
+def act(composed: Sequence[tuple[dict[str, Any], str | None]], overrides: Sequence[Sequence[str]], *, where: str) -> None:
+    """Do what the verb says with the composed points; SystemExit with the exit code unless it is 0. The launcher calls this."""
+    names = config.named(overrides)
+    points = config.align(config.point(data, varies) for (data, _), varies in zip(composed, names, strict=True))
+    first, experiment = composed[0]
+    chosen = config.settings(config.parse(first), experiment, Path.cwd())
+    command = os.environ.get("CPT_LAB_COMMAND", "")
+    asked = Study(
+        name=chosen.study,
+        question=chosen.question,
+        command=command,
+        points=tuple(points),
+        figures=chosen.figures,
+        tracking=chosen.tracking,
+    )
+    verbs = {"plan": _plan, "run": _run}
+    if chosen.verb in verbs:
+        code = verbs[chosen.verb](asked, chosen, where)
+    else:
+        code = _show(chosen.verb, Store(chosen.results), asked, words=[])
+    if code:
+        raise SystemExit(code)
+
+
+def _plan(asked: Study, chosen: Settings, where: str) -> int:
+    store = Store(chosen.results)
+    todo = _planned(store, asked.points, chosen, where)
+    report.show_plan(asked, todo, store, missing=preflight.missing_here(todo, where), workers=_workers(chosen, where))
+    return 0
+
+
+def _run(asked: Study, chosen: Settings, where: str) -> int:
+    store = Store(chosen.results)
+    store.check_writable()
+    preflight.check(_planned(store, asked.points, chosen, where), store, where=where)
+    study.save(store, asked)
+    todo = _planned(store, asked.points, chosen, where)
+    report.show_summary(asked, todo)
+    if not todo.steps:
+        return _finish(store, asked)
+    workers = min(_workers(chosen, where), todo.todo)
+    how = config.execution(chosen, workers if where == "local" else 1)
+    if where == "local":
+        preflight.check_budgets(todo, store, how)
+    told = launch.prepare(todo, asked, store, how=how, max_attempts=chosen.max_attempts)
+    if where == "slurm":
+        from cpt_lab import remote
+
+        return remote.submit(told, todo, asked, chosen.site, wait=chosen.wait)
+    with local.tracking_in_background(store, asked):
+        local.work(told, workers)
+    return _finish(store, asked)
+
+
+def _planned(store: Store, points: Sequence[Point], chosen: Settings, where: str) -> plan.Plan:
+    specs = [point.spec for point in points]
+    return plan.make(points, status=store.status, orders=study.orders(store, specs), workers=_workers(chosen, where))
+
+
+def _workers(chosen: Settings, where: str) -> int:
+    return chosen.packs if where == "slurm" else chosen.workers or local.default_workers()
+
+
+def _finish(store: Store, asked: Study) -> int:
+    """Figures, summary, MLflow; then how it went."""
+    files = report.draw(store, asked)
+    command = local.synchronise(store, asked, files)
+    return SOME_FAILED if report.show_end(store, asked, files, command) else 0
+
+
+def _show(verb: str, store: Store, asked: Study, *, words: list[str]) -> int:
+    if verb == "status":
+        report.show_status(store, asked)
+        return 0
+    if verb == "compare":
+        from analysis import compare
+
+        points = [point for point in asked.points if all(word in point.name.split() for word in words)]
+        if len(points) < 2:
+            raise ValueError(f"compare needs two points or more, and {len(points)} of study {asked.name} have {words} in their name")
+        print(compare.text(compare.compare(store, points)))
+        return 0
+    raise KeyError(unknown("verb", verb, VERBS))
+
+
+def _track(names: list[str], results: Path) -> int:
+    if names[:1] != ["sync"]:
+        raise ValueError(f"track {' '.join(names)}: the one thing to do is `track sync [STUDY ...]`")
+    from cpt_lab import tracking
+
+    store = Store(results)
+    for name in names[1:] or study.names(store):
+        asked = study.load(store, name)
+        tracking.initialise(asked.tracking)
+        done = tracking.sync(store, asked, asked.tracking)
+        tracking.log_figures(store, asked, asked.tracking, report.figure_files(store, asked))
+        print(f"{name}: {done.created} runs created, {done.updated} updated, {done.unchanged} unchanged, {done.pending} points to come")
+    return 0
+
+
+__all__ = ["act", "main", "run"]

@@ -1,0 +1,225 @@
+"""Kind of spec -> how it is built; `ensure` builds a spec and all it needs. The only composer."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cpt_lab import provenance, specs, study
+from cpt_lab.execution import Execution
+from cpt_lab.lease import Lease
+from cpt_lab.specs import Spec, key, settled
+from cpt_lab.store import State, Store, Workspace
+
+if TYPE_CHECKING:
+    from cpt_lab.evaluation.warm import WarmEvaluator
+
+POLL_SECONDS = 0.2
+
+
+class Stopped(BaseException):
+    """A signal asked this process to hand back what it builds; `state` says what to write of it."""
+
+    def __init__(self, state: State) -> None:
+        super().__init__(state.value)
+        self.state = state
+
+
+@dataclass
+class Workshop:
+    """What one process keeps while it builds: the store, how to compute, and the model it has loaded."""
+
+    store: Store
+    how: Execution
+    code: str = ""
+    evaluator: WarmEvaluator | None = field(default=None, repr=False)
+
+    def product(self, spec: Spec) -> Path:
+        return self.store.product(spec)
+
+
+def ensure(workshop: Workshop, spec: Spec) -> Path:
+    """The product of a spec: what is done is returned, the rest is built, needs first; what another process builds is waited for."""
+    store = workshop.store
+    while True:
+        spec = settled(spec, study.orders(store, [spec]))
+        if store.is_done(spec):
+            return store.product(spec)
+        for need in spec.needs():
+            ensure(workshop, need)
+        if study.rankings_pending(spec):
+            continue  # its ranking is there now: settle it first
+        lease = store.claim(spec)
+        if lease is None:
+            threading.Event().wait(POLL_SECONDS)
+            continue
+        build(workshop, spec, lease)
+
+
+def build(workshop: Workshop, spec: Spec, lease: Lease) -> None:
+    """Build one spec whose needs are done, record how it ended, release the lease; errors go on to the caller."""
+    store = workshop.store
+    try:
+        if store.is_done(spec):
+            return
+        with _logged(store.describe(spec) / "log.txt"):
+            _build_recorded(workshop, spec, lease)
+    finally:
+        lease.release()
+
+
+def _build_recorded(workshop: Workshop, spec: Spec, lease: Lease) -> None:
+    store, started = workshop.store, time.monotonic()
+    try:
+        with store.building(spec, lease) as work:
+            BUILDERS[type(spec)](workshop, spec, work)
+            store.write_provenance(spec, provenance.facts(time.monotonic() - started, workshop.code))
+    except Stopped as stopped:
+        store.mark(spec, stopped.state, "handed back by a signal")
+        raise
+    except KeyboardInterrupt:
+        store.mark(spec, State.CANCELLED, "interrupted from the keyboard")
+        raise
+    except (Exception, SystemExit) as error:  # the worker's edge: whatever a point raises is recorded, and is that point's alone
+        logging.getLogger(__name__).error("%s failed\n%s", key(spec), traceback.format_exc())
+        store.mark(spec, State.FAILED, _first_line(error))
+        raise
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip().splitlines()
+    name = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+    return f"{name}{text[0] if text else ''}".strip(" :")
+
+
+@contextmanager
+def _logged(path: Path) -> Iterator[None]:
+    """Send the root logger's records to the spec's own log as well."""
+    handler = logging.FileHandler(path)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    root = logging.getLogger()
+    root.addHandler(handler)
+    try:
+        yield
+    finally:
+        root.removeHandler(handler)
+        handler.close()
+
+
+# ------------------------------------------------------------------------------------------------------------ builders
+
+
+def _builtin_corpus(_: Workshop, spec: specs.BuiltinCorpus, work: Workspace) -> None:
+    from cpt_lab.data import builtin
+
+    builtin.build_corpus(spec, work)
+
+
+def _files_corpus(_: Workshop, spec: specs.FilesCorpus, work: Workspace) -> None:
+    from cpt_lab.data import files
+
+    files.build_corpus(spec, work)
+
+
+def _hub_corpus(_: Workshop, spec: specs.HubCorpus, work: Workspace) -> None:
+    from cpt_lab.data import hub
+
+    hub.build_corpus(spec, work)
+
+
+def _bpe_tokenizer(workshop: Workshop, spec: specs.BpeTokenizer, work: Workspace) -> None:
+    from cpt_lab.data import tokenizer
+
+    tokenizer.build_tokenizer(spec, [workshop.product(corpus) for corpus in spec.corpora], work)
+
+
+def _hub_tokenizer(_: Workshop, spec: specs.HubTokenizer, work: Workspace) -> None:
+    from cpt_lab import checkpoints
+
+    checkpoints.fetch_tokenizer(spec, work)
+
+
+def _tokens(workshop: Workshop, spec: specs.Tokens, work: Workspace) -> None:
+    from cpt_lab.data import tokens
+
+    tokens.build_tokens(spec, workshop.product(spec.corpus), workshop.product(spec.tokenizer), work)
+
+
+def _hub_checkpoint(_: Workshop, spec: specs.HubCheckpoint, work: Workspace) -> None:
+    from cpt_lab import checkpoints
+
+    checkpoints.fetch_checkpoint(spec, work)
+
+
+def _folder_checkpoint(_: Workshop, spec: specs.FolderCheckpoint, work: Workspace) -> None:
+    from cpt_lab import checkpoints
+
+    checkpoints.adopt_folder(spec, work)
+
+
+def _trained_checkpoint(workshop: Workshop, spec: specs.TrainedCheckpoint, work: Workspace) -> None:
+    from cpt_lab.training import run
+
+    tokens = [workshop.product(specs.Tokens(corpus=part.corpus, tokenizer=spec.tokenizer)) for part in spec.mixture.parts]
+    start = workshop.product(spec.start) if spec.start is not None else None
+    run.train(spec, work, tokens=tokens, tokenizer=workshop.product(spec.tokenizer), start=start, how=workshop.how)
+
+
+def _spectra(workshop: Workshop, spec: specs.Spectra, work: Workspace) -> None:
+    from cpt_lab.spectra import table
+
+    against = workshop.product(spec.against) if spec.against is not None else None
+    table.build_table(spec, checkpoint=workshop.product(spec.checkpoint), against=against, work=work)
+
+
+def _ranking(workshop: Workshop, spec: specs.Ranking, work: Workspace) -> None:
+    from cpt_lab import orderings
+
+    orderings.build_ranking(spec, [workshop.product(table) for table in spec.spectra], work)
+
+
+def _patched(workshop: Workshop, spec: specs.Patched, work: Workspace) -> None:
+    from cpt_lab import checkpoints
+
+    sources = {name: workshop.product(source) for change in spec.interventions for name, source in change.sources().items()}
+    checkpoints.materialize(spec, work, tuned=workshop.product(spec.tuned), sources=sources)
+
+
+def _protocol(workshop: Workshop, spec: specs.Protocol, work: Workspace) -> None:
+    from cpt_lab.evaluation import protocols
+
+    corpora = {key(corpus): workshop.product(corpus) for corpus in spec.needs()}
+    protocols.build_protocol(spec, corpora, work)
+
+
+def _evaluation(workshop: Workshop, spec: specs.Evaluation, work: Workspace) -> None:
+    from cpt_lab.evaluation.warm import WarmEvaluator
+
+    if workshop.evaluator is None:
+        workshop.evaluator = WarmEvaluator(workshop.how)
+    workshop.evaluator.score(spec, work, product=workshop.product)
+
+
+BUILDERS: dict[type[Spec], Callable[[Workshop, Any, Workspace], None]] = {
+    specs.BuiltinCorpus: _builtin_corpus,
+    specs.FilesCorpus: _files_corpus,
+    specs.HubCorpus: _hub_corpus,
+    specs.BpeTokenizer: _bpe_tokenizer,
+    specs.HubTokenizer: _hub_tokenizer,
+    specs.Tokens: _tokens,
+    specs.HubCheckpoint: _hub_checkpoint,
+    specs.FolderCheckpoint: _folder_checkpoint,
+    specs.TrainedCheckpoint: _trained_checkpoint,
+    specs.Spectra: _spectra,
+    specs.Ranking: _ranking,
+    specs.Patched: _patched,
+    specs.Protocol: _protocol,
+    specs.Evaluation: _evaluation,
+}

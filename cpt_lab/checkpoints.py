@@ -1,0 +1,88 @@
+"""Checkpoints that are found or written rather than trained: from the hub, from a folder, with a patch applied."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cpt_lab.specs import FolderCheckpoint, HubCheckpoint, HubTokenizer, Patched
+from cpt_lab.store import Workspace
+
+if TYPE_CHECKING:
+    from cpt_lab.patch import Patch
+
+MODEL_FILES = ["*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json"]
+TOKENIZER_FILES = ["tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "chat_template*"]
+
+
+def fetch_checkpoint(spec: HubCheckpoint, work: Workspace) -> None:
+    """The hub's files as links into its local cache, with the commit that the revision meant."""
+    _fetch(spec.id, spec.revision, [*MODEL_FILES, *TOKENIZER_FILES], work)
+    if not list(work.product.glob("*.safetensors")):
+        raise ValueError(
+            f"{spec.id} ({spec.revision}) has no safetensors: choose a revision that has, or convert it and use base.from=folder"
+        )
+
+
+def fetch_tokenizer(spec: HubTokenizer, work: Workspace) -> None:
+    _fetch(spec.id, spec.revision, [*TOKENIZER_FILES, "config.json"], work)
+
+
+def adopt_folder(spec: FolderCheckpoint, work: Workspace) -> None:
+    """Links to the folder's files, if they still are what the study was planned with."""
+    from cpt_lab.weights import check_finite, open_weights, weights_digest
+
+    found = weights_digest(Path(spec.path))
+    if found != spec.weights_digest:
+        raise ValueError(f"the weights in {spec.path} changed since the study was planned: run the command again to plan with the new ones")
+    check_finite(open_weights(Path(spec.path)), spec.path)
+    _link(Path(spec.path), work.product)
+
+
+def materialize(spec: Patched, work: Workspace, *, tuned: Path, sources: Mapping[str, Path]) -> None:
+    """The patched weights as a checkpoint folder like the tuned one, with the patch beside them."""
+    from cpt_lab import patch, weights
+
+    change = patch_of(spec)
+    patched = patch.apply(change, weights.open_weights(tuned), {name: weights.open_weights(path) for name, path in sources.items()})
+    weights.save_checkpoint(patched, tuned, work.product)
+    (work.product / "patch.json").write_text(change.model_dump_json())
+
+
+def patch_of(spec: Patched) -> Patch:
+    """The edits of all interventions in order; their rankings must be settled."""
+    from cpt_lab.patch import Patch
+
+    whole = Patch()
+    for change in spec.interventions:
+        whole = whole.then(change.patch(spec.shape))
+    return whole
+
+
+def _fetch(name: str, revision: str, patterns: list[str], work: Workspace) -> None:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
+
+    try:
+        folder = Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
+    except RevisionNotFoundError:
+        raise ValueError(
+            f"{name} has no revision {revision!r}: list them with "
+            f"`python -c \"import huggingface_hub as h; print(h.list_repo_refs('{name}'))\"` and set model.hub.revision"
+        ) from None
+    except RepositoryNotFoundError:
+        raise ValueError(f"the hub has no model {name!r}, or it is private and you are not logged in (`hf auth login`)") from None
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        first = str(error).splitlines()[0]
+        raise ValueError(f"{name} ({revision}) could not be downloaded ({first}): use base.from=folder base.path=FOLDER") from None
+    _link(folder, work.product)
+    (work.product / "commit.json").write_text(json.dumps({"id": name, "revision": revision, "commit": folder.name}))
+
+
+def _link(source: Path, target: Path) -> None:
+    for path in sorted(source.iterdir()):
+        if path.is_file():
+            os.symlink(path.resolve(), target / path.name)

@@ -1,0 +1,201 @@
+"""Tasks of the harness and their requests: loaded once, prompts and all, to be scored many times."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import io
+import json
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cpt_lab.data.documents import read_documents
+from cpt_lab.specs import GenerateTask, HarnessTask, PerplexityTask, Protocol
+
+if TYPE_CHECKING:
+    from lm_eval.api.instance import Instance
+    from lm_eval.api.task import Task
+
+AnyTask = GenerateTask | PerplexityTask | HarnessTask
+PREFIX = "cpt_"  # before the names of our tasks in the harness, which has thousands of its own
+DIGEST_DIGITS = 16
+DEFAULT_ANSWER_TOKENS = 256  # what the harness lets a model write where a task does not say
+
+
+@dataclass(frozen=True)
+class LoadedTask:
+    """A task of the harness with its requests, which are never written to: every scoring takes copies."""
+
+    name: str
+    task: Task
+    requests: tuple[Instance, ...]
+    prompt_tokens: tuple[int, ...]  # of every request, without the answer
+    scored_tokens: tuple[int, ...]  # of the text that is scored; 0 where the model writes
+
+    @property
+    def generates(self) -> bool:
+        return bool(self.requests[0].request_type == "generate_until")
+
+    def copies(self) -> list[Instance]:
+        """The requests with no answers in them: the harness piles new answers onto old ones and then reads the first."""
+        return [replace(request, resps=[], filtered_resps={}) for request in self.requests]
+
+    def check_fits(self, context: int) -> None:
+        """ValueError if prompts do not fit a context of so many tokens: the harness would cut off their beginnings."""
+        if self.requests[0].request_type == "loglikelihood_rolling":  # read in windows of the context
+            return
+        if self.generates:
+            answers: tuple[int, ...] = (_answer_tokens(self.requests[0]),) * len(self.requests)
+        else:
+            answers = tuple(tokens - 1 for tokens in self.scored_tokens)  # the last token is scored but never read
+        lengths = [prompt + answer for prompt, answer in zip(self.prompt_tokens, answers, strict=True)]
+        too_long = sum(length > context for length in lengths)
+        if too_long:
+            raise ValueError(
+                f"task {self.name}: {too_long} of {len(lengths)} prompts with their answers are longer than the model's context "
+                f"of {context} tokens (the longest has {max(lengths)}): lower its shots or max_new_tokens"
+            )
+
+
+def check_harness(spec: Protocol) -> None:
+    """ValueError if the installed harness is not the one the protocol names: its prompts and metrics may differ."""
+    installed = version("lm_eval")
+    if spec.harness != installed:
+        raise ValueError(
+            f"protocol {spec.name} was made for lm-eval {spec.harness} and {installed} is installed: install lm-eval=={spec.harness}, "
+            "or compose the study anew for the installed one"
+        )
+
+
+def local_name(task: AnyTask) -> str:
+    """What one of our own tasks is called in the harness."""
+    return f"{PREFIX}{task.name}"
+
+
+def load_tasks(product: Path, spec: Protocol, tokenizer: Any) -> list[LoadedTask]:
+    """The tasks of a protocol, in its order, their requests built and their tokens counted."""
+    theirs = load_harness_tasks(spec)
+    with compiled_templates():
+        return [_with_requests(spec, wanted, theirs.get(wanted.name) or _load_local(wanted, product), tokenizer) for wanted in spec.tasks]
+
+
+def load_harness_tasks(spec: Protocol) -> dict[str, Task]:
+    """The harness's own tasks of a protocol, with their data; takes seconds, as the harness reads all its thousands of files.
+
+    KeyError with the nearest names for an unknown one; ValueError for a task that runs what the model writes, and where the data can be
+    had neither from the hub nor from its cache.
+    """
+    from lm_eval.tasks import TaskManager
+
+    wanted = [task for task in spec.tasks if isinstance(task, HarnessTask)]
+    manager = TaskManager() if wanted else None
+    return {task.name: _load_harness_task(task, manager) for task in wanted}
+
+
+def _load_harness_task(wanted: HarnessTask, manager: Any) -> Task:
+    if wanted.name not in manager.all_subtasks:
+        raise KeyError(_unknown(wanted.name, manager))
+    try:
+        (task,) = manager.load([wanted.name])["tasks"].values()
+    except OSError as error:  # the harness, datasets and the hub client each have their own, all below OSError
+        raise ValueError(
+            f"the data of task {wanted.name} cannot be loaded ({str(error).splitlines()[0][:200]}): run it once on a machine with "
+            "a network and share its Hugging Face cache (HF_HOME), or choose a protocol of built-in tasks, like protocol=tiny"
+        ) from None
+    if getattr(task, "UNSAFE_CODE", False):
+        raise ValueError(f"task {wanted.name} runs programs that the model writes, which needs a sandbox: choose another task")
+    if wanted.shots is not None:
+        task.set_config(key="num_fewshot", value=wanted.shots)
+    return task
+
+
+@contextmanager
+def compiled_templates() -> Iterator[None]:
+    """Within the block the harness compiles each prompt template once, where it would once for every document."""
+    from lm_eval.utils import env
+
+    env.from_string = lru_cache(maxsize=1024)(env.from_string)
+    try:
+        yield
+    finally:
+        del env.from_string  # the attribute of the instance: the method of its class is there again
+
+
+@contextmanager
+def quiet_harness() -> Iterator[None]:
+    """Within the block the harness logs errors only: it warns at every model that is already in memory."""
+    logger = logging.getLogger("lm_eval")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def _with_requests(spec: Protocol, wanted: AnyTask, task: Task, tokenizer: Any) -> LoadedTask:
+    limit = wanted.limit if isinstance(wanted, HarnessTask) else None
+    task.set_fewshot_seed(spec.seed)
+    with redirect_stderr(io.StringIO()):  # a progress bar that cannot be turned off
+        task.build_all_requests(limit=limit, rank=0, world_size=1)
+    requests = tuple(task.instances)
+    prompts, scored = zip(*(_texts(request) for request in requests), strict=True)
+    return LoadedTask(wanted.name, task, requests, count_tokens(tokenizer, prompts), count_tokens(tokenizer, scored))
+
+
+def _load_local(wanted: AnyTask, product: Path) -> Task:
+    """One of our own tasks from its file, with documents from beside it: no cache of data sets, no absolute paths."""
+    from datasets import Dataset
+    from lm_eval.api.task import ConfigurableTask
+
+    config: dict[str, Any] = json.loads((product / f"{local_name(wanted)}.yaml").read_text())
+    splits = config.pop("dataset_kwargs")["data_files"]
+    folder = product / local_name(wanted)
+
+    def documents(**_: object) -> dict[str, Any]:
+        return {split: Dataset.from_list(list(read_documents(folder, split))) for split in splits}
+
+    return ConfigurableTask(config={**config, "dataset_path": None, "custom_dataset": documents})
+
+
+def _texts(request: Instance) -> tuple[str, str]:
+    """What the model reads first and what of its reading is scored."""
+    if request.request_type == "generate_until":
+        return request.args[0], ""
+    if request.request_type == "loglikelihood_rolling":
+        return "", request.args[0]
+    return request.args[0], request.args[1]
+
+
+def count_tokens(tokenizer: Any, texts: tuple[str, ...] | list[str]) -> tuple[int, ...]:
+    """How many tokens each text has; an empty one has none."""
+    lengths = iter(len(ids) for ids in tokenizer([text for text in texts if text])["input_ids"]) if any(texts) else iter(())
+    return tuple(next(lengths) if text else 0 for text in texts)
+
+
+def digest(text: str) -> str:
+    """A short SHA-256 of a prompt, to see at a glance whether two evaluations asked the same."""
+    return hashlib.sha256(text.encode()).hexdigest()[:DIGEST_DIGITS]
+
+
+def _answer_tokens(request: Instance) -> int:
+    from lm_eval.models.utils import normalize_gen_kwargs
+
+    return int(normalize_gen_kwargs(request.args[1], DEFAULT_ANSWER_TOKENS)["max_gen_toks"])
+
+
+def _unknown(name: str, manager: Any) -> str:
+    if name in manager.all_tasks:
+        members = [task for task in manager.all_subtasks if name in manager.task_index[task].tags or task.startswith(f"{name}_")]
+        return f"{name!r} is a group of the harness's tasks: name its tasks one by one, like {', '.join(members[:5])}"
+    close = difflib.get_close_matches(name, manager.all_subtasks, n=5) or ["gsm8k", "drop", "hellaswag"]
+    return (
+        f"the harness has no task {name!r}; near it are {', '.join(close)}; `lm_eval ls tasks` lists all {len(manager.all_subtasks)}; "
+        "a name of your own needs `kind: generate` or `kind: perplexity`"
+    )

@@ -1,0 +1,84 @@
+"""The warm evaluator: a model loaded once and a protocol built once, scored at one point of a sweep after another."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from cpt_lab.evaluation.session import EvalSession, write_scores
+from cpt_lab.execution import Execution
+from cpt_lab.patch import LiveModel, Patch
+from cpt_lab.specs import Checkpoint, Evaluation, Patched, Protocol, Spec, key
+from cpt_lab.store import Workspace
+from cpt_lab.weights import check_finite
+
+Product = Callable[[Spec], Path]
+
+
+class WarmEvaluator:
+    """Holds the last model and protocol it was asked for; the next point reuses what it shares with them."""
+
+    def __init__(self, how: Execution) -> None:
+        self._how = how
+        self._loaded = ""
+        self._built = ""
+        self._sources: dict[str, Path] = {}
+        self._live: LiveModel | None = None
+        self._session: EvalSession | None = None
+
+    def score(self, spec: Evaluation, work: Workspace, *, product: Product) -> None:
+        """Write the point's scores, per-document outcomes and patch into the workspace; the model's weights are its own again after."""
+        live = self._model(spec, product)
+        session = self._protocol(spec.protocol, product(spec.loaded), product)
+        patch = _patch(spec)
+        live.set(patch)
+        scores = session.score(live.model, progress=work.progress)
+        write_scores(scores, work.product)
+        (work.product / "patch.json").write_text(patch.model_dump_json())
+
+    def _model(self, spec: Evaluation, product: Product) -> LiveModel:
+        name = f"{key(spec.loaded)} {spec.protocol.dtype}"
+        sources = _sources(spec, product)
+        if self._live is None or self._loaded != name:
+            self._live = self._session = None  # free the old model before the new one is loaded
+            folder = product(spec.loaded)
+            self._live = LiveModel(load_model(folder, spec.loaded, spec.protocol.dtype, self._how), folder, sources)
+            self._loaded, self._built = name, ""
+        elif not sources.items() <= self._sources.items():
+            self._live.reset()
+            self._live = LiveModel(self._live.model, product(spec.loaded), sources)
+        self._sources = sources or self._sources
+        return self._live
+
+    def _protocol(self, protocol: Protocol, folder: Path, product: Product) -> EvalSession:
+        if self._session is None or self._built != key(protocol):
+            from transformers import AutoTokenizer
+
+            tokenizer = AutoTokenizer.from_pretrained(folder)
+            self._session = EvalSession(product(protocol), protocol, tokenizer=tokenizer, how=self._how)
+            self._built = key(protocol)
+        return self._session
+
+
+def load_model(folder: Path, spec: Checkpoint, dtype: str, how: Execution) -> Any:
+    """A transformers model ready to be scored: on its device, in the protocol's dtype, checked for non-finite weights."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    device = how.device if how.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype)).to(device)
+    check_finite(dict(model.named_parameters()), key(spec))
+    return model.eval()
+
+
+def _patch(spec: Evaluation) -> Patch:
+    from cpt_lab.checkpoints import patch_of
+
+    return patch_of(spec.checkpoint) if isinstance(spec.checkpoint, Patched) else Patch()
+
+
+def _sources(spec: Evaluation, product: Product) -> dict[str, Path]:
+    if not isinstance(spec.checkpoint, Patched):
+        return {}
+    return {name: product(source) for change in spec.checkpoint.interventions for name, source in change.sources().items()}

@@ -1,0 +1,18 @@
+"""How things are computed, as opposed to what: nothing here is part of any key."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Execution(BaseModel):
+    """Device, threads and batch sizes of one worker."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: int = Field(default=1, ge=1, description="CPU threads of one worker")
+    micro_batch_sequences: int | None = Field(default=None, ge=1, description="training; None: the whole batch, if it fits")
+    eval_batch: int = Field(default=64, ge=1, description="prompts in one forward pass")
+    checkpoint_minutes: float = Field(default=20.0, gt=0, description="a training run keeps a state to resume from so often")

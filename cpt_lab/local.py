@@ -1,0 +1,139 @@
+"""A launch on this machine: workers as processes, watched until all is done."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from cpt_lab.launch import Launch, environment
+from cpt_lab.progress import Watch
+from cpt_lab.provenance import gpu_name
+from cpt_lab.store import Store
+from cpt_lab.study import Study
+
+POLL_SECONDS = 0.3
+GRACE_SECONDS = 30.0  # for workers to hand back what they build
+SYNC_SECONDS = 60.0
+MOST_DEFAULT_WORKERS = 4
+INTERRUPTED = 130
+
+
+def default_workers() -> int:
+    """One per GPU; without GPUs one per core, but no more than 4: each holds its own model."""
+    return _gpus() or min(MOST_DEFAULT_WORKERS, os.cpu_count() or 1)
+
+
+def work(told: Launch, workers: int) -> None:
+    """Run the launch's workers to their end with progress; on Ctrl-C they hand back what they build, and SystemExit says how to go on."""
+    crew = Crew(told, workers)
+    with Watch(told) as watch:
+        try:
+            while crew.working():
+                watch.refresh()
+                threading.Event().wait(POLL_SECONDS)
+            watch.refresh()
+        except KeyboardInterrupt:
+            crew.stop()
+            print(f"\nstopped; what is done is kept, and the same command goes on from here:\n  {told.command}")
+            raise SystemExit(INTERRUPTED) from None
+        except BaseException:
+            crew.stop()
+            raise
+
+
+class Crew:
+    """The worker processes of a launch; one that dies of a signal is replaced, a few times."""
+
+    def __init__(self, told: Launch, workers: int) -> None:
+        self._told = told
+        self._deaths_left = told.max_attempts
+        self._processes = {index: self._start(index) for index in range(workers)}
+
+    def working(self) -> bool:
+        """Whether any worker runs."""
+        for index, process in list(self._processes.items()):
+            if process.poll() is None:
+                continue
+            if process.returncode < 0 and self._deaths_left > 0:
+                self._deaths_left -= 1
+                print(f"worker {index} was killed by signal {-process.returncode}; another one goes on", file=sys.stderr)
+                self._processes[index] = self._start(index)
+        return any(process.poll() is None for process in self._processes.values())
+
+    def stop(self) -> None:
+        """Ask the workers to hand back, wait, and end those that do not."""
+        for process in self._processes.values():
+            if process.poll() is None:
+                process.send_signal(signal.SIGTERM)
+        for process in self._processes.values():
+            try:
+                process.wait(timeout=GRACE_SECONDS)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+    def _start(self, index: int) -> subprocess.Popen[bytes]:
+        folder = self._told.folder
+        command = [sys.executable, "-m", "cpt_lab.worker", str(folder), "--pack", str(index)]
+        place = {**environment(self._told), **_gpu_of(index)}
+        with (folder / "logs" / f"worker-{index}.txt").open("ab") as log:
+            # a session of its own: Ctrl-C reaches this process alone, which then asks the workers to stop
+            return subprocess.Popen(command, cwd=folder / "code", env=place, stdout=log, stderr=log, start_new_session=True)
+
+
+@contextmanager
+def tracking_in_background(store: Store, asked: Study) -> Iterator[None]:
+    """Create MLflow's database while the workers work, and mirror what is done from time to time. Problems wait for the end."""
+    ended = threading.Event()
+    thread = threading.Thread(target=_mirror, args=(store, asked, ended), daemon=True, name="tracking")
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+def synchronise(store: Store, asked: Study, files: Sequence[Path]) -> str:
+    """Bring MLflow up to date and return the command that opens its UI; a warning, and nothing, if it cannot be reached."""
+    from cpt_lab import tracking
+
+    try:
+        tracking.initialise(asked.tracking)
+        tracking.sync(store, asked, asked.tracking)
+        tracking.log_figures(store, asked, asked.tracking, files)
+    except tracking.TrackingUnavailable as error:
+        print(f"warning: {error}", file=sys.stderr)
+        return ""
+    return tracking.ui_command(asked.tracking)
+
+
+def _mirror(store: Store, asked: Study, ended: threading.Event) -> None:
+    from cpt_lab import tracking
+
+    try:
+        tracking.initialise(asked.tracking)
+        while not ended.wait(SYNC_SECONDS):
+            tracking.sync(store, asked, asked.tracking)
+    except tracking.TrackingUnavailable:
+        return  # `synchronise` says so at the end
+
+
+def _gpus() -> int:
+    if not gpu_name():
+        return 0
+    listed = subprocess.run(["nvidia-smi", "--list-gpus"], capture_output=True, text=True, check=False)
+    return len(listed.stdout.splitlines()) if listed.returncode == 0 else 0
+
+
+def _gpu_of(index: int) -> dict[str, str]:
+    """Workers take the GPUs in turn."""
+    given = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+    known = given or [str(number) for number in range(_gpus())]
+    return {"CUDA_VISIBLE_DEVICES": known[index % len(known)]} if known else {}

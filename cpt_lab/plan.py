@@ -1,0 +1,185 @@
+"""What is missing, why, in which order, at what cost, in which packs: pure functions of specs and what is known of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from cpt_lab import specs
+from cpt_lab.specs import Head, Spec, key, settled
+from cpt_lab.store import State, Status
+from cpt_lab.study import Point
+
+STAGES = ("data", "train", "spectra", "rank", "evaluate")
+STAGE_OF: dict[type[Spec], str] = {
+    specs.BuiltinCorpus: "data",
+    specs.FilesCorpus: "data",
+    specs.HubCorpus: "data",
+    specs.BpeTokenizer: "data",
+    specs.HubTokenizer: "data",
+    specs.Tokens: "data",
+    specs.Protocol: "data",
+    specs.HubCheckpoint: "data",
+    specs.FolderCheckpoint: "data",
+    specs.TrainedCheckpoint: "train",
+    specs.Spectra: "spectra",
+    specs.Ranking: "rank",
+    specs.Patched: "evaluate",
+    specs.Evaluation: "evaluate",
+}
+TRAIN_FLOPS_PER_WEIGHT_AND_TOKEN = 6.0  # forward and backward
+READ_FLOPS_PER_WEIGHT_AND_TOKEN = 2.0
+# Tokens that one item of a task makes the model read, where the task itself does not say; from the OLMES request sizes.
+NOMINAL_TASK_TOKENS = {"gsm8k": (1319, 1100), "drop": (1000, 1500), "humaneval": (164, 600)}
+NOMINAL_ITEMS, NOMINAL_TOKENS = 1000, 500
+
+
+@dataclass(frozen=True)
+class Rate:
+    """What a GPU does, for estimates: peak FLOP/s and the share of it that work of each kind reaches."""
+
+    name: str = "H100"
+    flops: float = 989e12
+    train_share: float = 0.4
+    read_share: float = 0.15
+
+
+@dataclass(frozen=True)
+class Step:
+    """A spec that has to be built, with the reason."""
+
+    spec: Spec
+    key: str
+    stage: str
+    reason: str
+    gpu_hours: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The work of a launch. A point whose ranking is not known yet counts as one step, though it may turn out to be done."""
+
+    points: tuple[Point, ...]
+    done: tuple[str, ...]  # names of the points whose result is there
+    steps: tuple[Step, ...]  # to do, needs before what needs them; what several points share stands once
+    packs: tuple[tuple[str, ...], ...]  # keys of the evaluate steps, by worker
+
+    @property
+    def todo(self) -> int:
+        return len(self.steps)
+
+    @property
+    def gpu_hours(self) -> float:
+        return sum(step.gpu_hours for step in self.steps)
+
+    def stages(self) -> dict[str, list[Step]]:
+        """The stages that have work, in order."""
+        by_stage = {stage: [step for step in self.steps if step.stage == stage] for stage in STAGES}
+        return {stage: steps for stage, steps in by_stage.items() if steps}
+
+
+def make(
+    points: Sequence[Point],
+    *,
+    status: Callable[[Spec], Status],
+    orders: Mapping[str, tuple[Head, ...]],
+    workers: int,
+    rate: Rate = Rate(),
+) -> Plan:
+    """The plan for these points, given what `status` knows of every spec and the finished rankings."""
+    wanted = {point.name: settled(point.spec, dict(orders)) for point in points}
+    states = _States(status)
+    done = tuple(name for name, spec in wanted.items() if states.of(spec).state is State.DONE)
+    missing = _missing(list(wanted.values()), states)
+    steps = tuple(_step(spec, states.of(spec), rate) for spec in missing)
+    packs = pack([step.spec for step in steps if step.stage == "evaluate"], workers)
+    return Plan(tuple(points), done, steps, packs)
+
+
+def pack(points: Sequence[Spec], workers: int) -> tuple[tuple[str, ...], ...]:
+    """The keys of these points in at most so many packs: balanced to one point, never empty, and points that share a loaded
+    checkpoint and protocol together, in their order, so that a worker loads little and consecutive edits are small."""
+    groups: dict[str, list[str]] = {}
+    for point in points:
+        groups.setdefault(_shared(point), []).append(key(point))
+    in_order = [name for group in groups.values() for name in group]
+    count = min(workers, len(in_order))
+    bounds = [round(index * len(in_order) / count) for index in range(count + 1)] if count else []
+    return tuple(tuple(in_order[start:stop]) for start, stop in pairwise(bounds))
+
+
+def gpu_hours(spec: Spec, rate: Rate) -> float:
+    """An estimate from FLOP counts: 6 per weight and token of training, 2 per weight and token read or written."""
+    if isinstance(spec, specs.TrainedCheckpoint):
+        flops = TRAIN_FLOPS_PER_WEIGHT_AND_TOKEN * spec.shape.parameters * spec.mixture.tokens
+        return flops / (rate.flops * rate.train_share) / 3600
+    if isinstance(spec, specs.Evaluation):
+        flops = READ_FLOPS_PER_WEIGHT_AND_TOKEN * spec.loaded.shape.parameters * sum(map(_task_tokens, spec.protocol.tasks))
+        return flops / (rate.flops * rate.read_share) / 3600
+    return 0.0
+
+
+class _States:
+    """Each spec's status, asked once."""
+
+    def __init__(self, status: Callable[[Spec], Status]) -> None:
+        self._status = status
+        self._known: dict[str, Status] = {}
+
+    def of(self, spec: Spec) -> Status:
+        name = key(spec)
+        if name not in self._known:
+            self._known[name] = self._status(spec)
+        return self._known[name]
+
+
+def _missing(wanted: list[Spec], states: _States) -> list[Spec]:
+    """What is not done among these and their needs; the needs of what is done are not asked for."""
+    found: dict[str, Spec] = {}
+    seen: set[str] = set()
+
+    def visit(spec: Spec) -> None:
+        name = key(spec)
+        if name in seen:
+            return
+        seen.add(name)
+        if states.of(spec).state is State.DONE:
+            return
+        for need in spec.needs():
+            visit(need)
+        found[name] = spec
+
+    for spec in wanted:
+        visit(spec)
+    return list(found.values())
+
+
+def _step(spec: Spec, status: Status, rate: Rate) -> Step:
+    reasons = {
+        State.RUNNING: "another worker builds it now",
+        State.FAILED: f"failed before: {status.message}",
+        State.LOST: "its worker died",
+        State.PREEMPTED: "was preempted",
+        State.TIMEOUT: "ran out of time",
+        State.CANCELLED: "was cancelled",
+        State.BLOCKED: f"waited for something that failed: {status.message}",
+    }
+    reason = reasons.get(status.state, "not built yet")
+    return Step(spec, key(spec), STAGE_OF[type(spec)], reason, gpu_hours(spec, rate))
+
+
+def _shared(point: Spec) -> str:
+    """What a worker keeps loaded from one point to the next."""
+    if isinstance(point, specs.Evaluation):
+        return f"{key(point.loaded)} {key(point.protocol)}"
+    return key(point)
+
+
+def _task_tokens(task: specs.GenerateTask | specs.PerplexityTask | specs.HarnessTask) -> int:
+    if isinstance(task, specs.GenerateTask):
+        return task.items * (task.max_new_tokens + 100 * (task.shots + 1))
+    if isinstance(task, specs.PerplexityTask):
+        return task.items * NOMINAL_TOKENS
+    items, tokens = NOMINAL_TASK_TOKENS.get(task.name, (NOMINAL_ITEMS, NOMINAL_TOKENS))
+    return (task.limit or items) * tokens

@@ -1,0 +1,125 @@
+"""What can be checked before anything expensive starts: each problem is a ValueError in one sentence."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+from pathlib import Path
+from urllib.parse import urlparse
+
+from cpt_lab import specs
+from cpt_lab.execution import Execution
+from cpt_lab.plan import Plan
+from cpt_lab.provenance import gpu_name
+from cpt_lab.store import Store
+
+LOOK_SECONDS = 5.0
+BIG_MODEL = 500_000_000  # weights; above this a CPU is no place to work
+FREE_BYTES_LEFT = 200 * 1024**2
+
+
+def check(todo: Plan, store: Store, *, where: str) -> None:
+    """ValueError for the first thing that would make these steps fail."""
+    for step in todo.steps:
+        store.check(step.spec)
+    for point in todo.points:
+        store.check(point.spec)
+    hub = [step.spec for step in todo.steps if isinstance(step.spec, specs.HubCheckpoint | specs.HubTokenizer | specs.HubCorpus)]
+    unreachable = [spec for spec in hub if not is_cached(spec)]
+    if unreachable and not network():
+        raise ValueError(_hub_advice(unreachable[0]))
+    if where == "slurm" and shutil.which("sbatch") is None:
+        raise ValueError("hydra/launcher=slurm, but there is no sbatch here: log in to the cluster, or leave the launcher local")
+    _check_disk(todo, store)
+    for step in todo.steps:
+        if isinstance(step.spec, specs.FolderCheckpoint):
+            _check_folder(step.spec)
+
+
+def check_budgets(todo: Plan, store: Store, how: Execution) -> None:
+    """ValueError if a mixture asks for more tokens than a small local corpus has; the token files are built for it."""
+    from cpt_lab.build import Workshop, ensure
+    from cpt_lab.data.tokens import available_tokens, check_budget
+
+    workshop = Workshop(store, how)
+    for step in todo.steps:
+        if isinstance(step.spec, specs.TrainedCheckpoint):
+            for part in step.spec.mixture.parts:
+                if not isinstance(part.corpus, specs.HubCorpus):
+                    tokens = ensure(workshop, specs.Tokens(corpus=part.corpus, tokenizer=step.spec.tokenizer))
+                    check_budget(part, available_tokens(tokens))
+
+
+def missing_here(todo: Plan, where: str) -> list[str]:
+    """What this machine lacks to run these steps, in sentences; looks at files only, asks no network."""
+    lacks = []
+    for step in todo.steps:
+        spec = step.spec
+        if isinstance(spec, specs.HubCheckpoint | specs.HubTokenizer | specs.HubCorpus) and not is_cached(spec):
+            revision = spec.revision if spec.revision != "main" else "its newest version"
+            lacks.append(f"{spec.PRODUCT} {spec.id} ({revision}) is not in the local hub cache: it will be downloaded")
+    largest = max((_weights(step.spec) for step in todo.steps), default=0)
+    if where == "local" and largest > BIG_MODEL and not gpu_name():
+        lacks.append(f"no GPU here for a model of {largest / 1e9:.1f} billion weights: use hydra/launcher=slurm site=YOURS")
+    if where == "slurm" and shutil.which("sbatch") is None:
+        lacks.append("no sbatch here: launch from the cluster's login node")
+    return list(dict.fromkeys(lacks))
+
+
+def is_cached(spec: specs.HubCheckpoint | specs.HubTokenizer | specs.HubCorpus) -> bool:
+    """Whether the hub's local cache has this revision."""
+    kind = "datasets" if isinstance(spec, specs.HubCorpus) else "models"
+    folder = hub_cache() / f"{kind}--{spec.id.replace('/', '--')}"
+    return (folder / "refs" / spec.revision).exists() or (folder / "snapshots" / spec.revision).is_dir()
+
+
+def hub_cache() -> Path:
+    """Where huggingface_hub keeps downloads, by its own rules, without importing it."""
+    home = Path(os.environ.get("HF_HOME", Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "huggingface"))
+    return Path(os.environ.get("HF_HUB_CACHE", home / "hub")).expanduser()
+
+
+def network() -> bool:
+    """Whether the hub can be reached."""
+    if os.environ.get("HF_HUB_OFFLINE", "0").upper() in ("1", "TRUE", "YES", "ON"):
+        return False
+    address = urlparse(os.environ.get("HF_ENDPOINT", "https://huggingface.co"))
+    try:
+        with socket.create_connection((address.hostname or "", address.port or 443), timeout=LOOK_SECONDS):
+            return True
+    except OSError:
+        return False
+
+
+def _hub_advice(spec: specs.HubCheckpoint | specs.HubTokenizer | specs.HubCorpus) -> str:
+    if isinstance(spec, specs.HubCorpus):
+        return f"data set {spec.id} is not on this machine and the hub cannot be reached: give a files_corpus, or a network"
+    return (
+        f"{spec.id} ({spec.revision}) is not on this machine and the hub cannot be reached: "
+        "point to a folder with base.from=folder base.path=FOLDER (tuned and reference likewise), or give a network"
+    )
+
+
+def _check_folder(spec: specs.FolderCheckpoint) -> None:
+    from cpt_lab.weights import check_finite, open_weights
+
+    check_finite(open_weights(Path(spec.path)), spec.path)
+
+
+def _check_disk(todo: Plan, store: Store) -> None:
+    needed = sum(4 * _weights(step.spec) for step in todo.steps if isinstance(step.spec, specs.TrainedCheckpoint | specs.Patched))
+    free = shutil.disk_usage(store.root).free
+    if free < needed + FREE_BYTES_LEFT:
+        raise ValueError(
+            f"results folder {store.root} has {free / 1e9:.1f} GB free and the checkpoints of this study need {needed / 1e9:.1f} GB "
+            "and a reserve of 0.2: free some space or choose another with results=FOLDER"
+        )
+
+
+def _weights(spec: specs.Spec) -> int:
+    if isinstance(spec, specs.Evaluation):
+        return spec.loaded.shape.parameters
+    if isinstance(spec, specs.TrainedCheckpoint | specs.HubCheckpoint | specs.Patched):
+        return spec.shape.parameters
+    return 0

@@ -1,0 +1,111 @@
+"""What a launch is doing, for the terminal: bars with rates and remaining time, or plain lines where there is no terminal."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+from typing import Any, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from cpt_lab import study
+from cpt_lab.launch import Launch
+from cpt_lab.specs import Spec, key, settled
+from cpt_lab.store import State, Status
+
+LINE_SECONDS = 15.0  # without a terminal, at most one line about a running build in so long
+NAMES = {"data": "data", "train": "train", "spectra": "spectra", "rank": "rank", "evaluate": "points"}
+
+
+class Watch:
+    """Follows the states of a launch's steps in the store; nothing here is told by the workers directly."""
+
+    def __init__(self, told: Launch, console: Console | None = None) -> None:
+        self._store = told.store()
+        self._steps = [(order.stage, order.spec) for order in told.orders]
+        self._launch = told.id
+        self._console = console or Console()
+        self._bars = Progress(
+            TextColumn("{task.description:<44}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]:>18}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=self._console,
+        )
+        self._tasks: dict[str, TaskID] = {}
+        self._finished: set[str] = set()
+        self._spoken = 0.0
+
+    def __enter__(self) -> Self:
+        if self._console.is_terminal:
+            self._bars.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._console.is_terminal:
+            self._bars.stop()
+
+    def refresh(self) -> None:
+        """Look at the store once and show what changed."""
+        counts: dict[str, list[int]] = {}
+        running: list[tuple[Spec, dict[str, Any]]] = []
+        for index, (stage, spec) in enumerate(self._steps):
+            spec = self._settled(index, stage, spec)
+            status = self._status(spec)
+            count = counts.setdefault(stage, [0, 0])
+            count[1] += 1
+            count[0] += status.state in (State.DONE, State.FAILED, State.BLOCKED)
+            if status.state is State.RUNNING and (progress := self._store.progress(spec)):
+                running.append((spec, progress))
+        if self._console.is_terminal:
+            self._draw(counts, running)
+        else:
+            self._speak(counts, running)
+
+    def _settled(self, index: int, stage: str, spec: Spec) -> Spec:
+        if study.rankings_pending(spec):
+            spec = settled(spec, study.orders(self._store, [spec]))
+            self._steps[index] = (stage, spec)
+        return spec
+
+    def _status(self, spec: Spec) -> Status:
+        name = key(spec)
+        if name in self._finished:
+            return Status(State.DONE)
+        status = self._store.status(spec)
+        if status.state is State.DONE:
+            self._finished.add(name)
+        if status.launch != self._launch and status.state in (State.FAILED, State.BLOCKED):
+            return Status(State.PLANNED)  # that was an earlier launch
+        return status
+
+    def _draw(self, counts: dict[str, list[int]], running: list[tuple[Spec, dict[str, Any]]]) -> None:
+        shown = set()
+        for stage, (done, total) in counts.items():
+            self._bar(f"[bold]{NAMES[stage]}", done, total, "")
+            shown.add(f"[bold]{NAMES[stage]}")
+        for spec, progress in running:
+            name = f"  {spec.label()[:40]}"
+            shown.add(name)
+            self._bar(name, int(progress["done"]), int(progress["total"]), progress["unit"])
+        for name in set(self._tasks) - shown:
+            self._bars.remove_task(self._tasks.pop(name))
+
+    def _bar(self, name: str, done: int, total: int, unit: str) -> None:
+        if name not in self._tasks:
+            self._tasks[name] = self._bars.add_task(name, total=total, rate="")
+        task = self._tasks[name]
+        speed = self._bars._tasks[task].speed
+        self._bars.update(task, completed=done, total=total, rate=f"{speed:,.0f} {unit}/s" if speed and unit else "")
+
+    def _speak(self, counts: dict[str, list[int]], running: list[tuple[Spec, dict[str, Any]]]) -> None:
+        now = time.monotonic()
+        if now - self._spoken < LINE_SECONDS and any(done < total for done, total in counts.values()):
+            return
+        self._spoken = now
+        stages = ", ".join(f"{NAMES[stage]} {done}/{total}" for stage, (done, total) in counts.items())
+        builds = "; ".join(f"{spec.label()[:40]} {100 * progress['done'] / max(progress['total'], 1):.0f} %" for spec, progress in running)
+        self._console.print(f"{stages}{' | ' if builds else ''}{builds}", highlight=False)

@@ -1,0 +1,159 @@
+"""What the terminal says of plans and studies."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from cpt_lab import specs, study
+from cpt_lab.names import unknown
+from cpt_lab.plan import Plan, Step
+from cpt_lab.specs import Spec, key, rankings_of
+from cpt_lab.store import State, Status, Store
+from cpt_lab.study import Study
+
+MOST_ROWS = 12
+
+
+def sentence(error: BaseException) -> str:
+    """An error as one line: its message, or for Hydra's errors the message and what it was caused by."""
+    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    causes = [str(cause) for cause in (error.__cause__,) if cause is not None]
+    lines = [line.strip() for whole in (text, *causes) for line in whole.splitlines() if line.strip()]
+    return " ".join(lines) or type(error).__name__
+
+
+def status_of(store: Store, spec: Spec) -> Status:
+    """The status of a point, settled as far as its ranking is known; BLOCKED if the ranking failed."""
+    for ranking in rankings_of(spec):
+        for need in reversed(specs.closure([ranking])):
+            status = store.status(need)
+            if status.state in (State.FAILED, State.BLOCKED):
+                return Status(State.BLOCKED, f"{key(need)} {status.state.value}: {status.message}")
+    return store.status(spec)
+
+
+def show_summary(asked: Study, todo: Plan) -> None:
+    """One line: how many points, how many done, what is to do."""
+    evaluations = sum(step.stage == "evaluate" for step in todo.steps)
+    rest = f"{todo.todo} to do" + (f": {_by_stage(todo)}" if todo.steps else "")
+    shared = f" ({evaluations} distinct evaluations to do)" if evaluations else ""
+    print(f"study {asked.name}: {len(todo.points)} points, {len(todo.done)} done, {rest}{shared}", flush=True)
+
+
+def show_plan(asked: Study, todo: Plan, store: Store, *, missing: Sequence[str], workers: int) -> None:
+    """The whole plan: points, what they need with reasons, packs, cost, and what this machine lacks."""
+    console = Console()
+    show_summary(asked, todo)
+    if asked.question:
+        console.print(asked.question, style="italic")
+    for stage, steps in todo.stages().items():
+        table = Table(title=f"{stage}: {len(steps)} to do", title_justify="left", box=None, padding=(0, 2, 0, 0))
+        for column in ("what", "key", "why", "GPU hours"):
+            table.add_column(column, overflow="fold")
+        for step in steps[:MOST_ROWS]:
+            table.add_row(*_row(step))
+        if len(steps) > MOST_ROWS:
+            table.add_row("", f"and {len(steps) - MOST_ROWS} more", "", _hours(sum(step.gpu_hours for step in steps[MOST_ROWS:])))
+        console.print(table)
+    if todo.packs:
+        sizes = ", ".join(map(str, map(len, todo.packs)))
+        console.print(f"packs: {len(todo.packs)} of {sizes} points for {workers} workers; points of one model and protocol lie together")
+    if todo.gpu_hours >= 0.01:
+        console.print(
+            f"cost: about {_hours(todo.gpu_hours)} GPU hours, from FLOP counts: an H100 at 40 % of its peak in training, 15 % in evaluation"
+        )
+    for lack in missing:
+        console.print(f"[yellow]missing here:[/] {escape(lack)}")
+    console.print(f"results: {store.root}", highlight=False)
+
+
+def show_status(store: Store, asked: Study) -> None:
+    """Counts by state, what runs, and the reasons of what failed."""
+    states = {name: status_of(store, spec) for name, spec in study.resolved(store, asked.points).items()}
+    counts = Counter(status.state for status in states.values())
+    print(f"study {asked.name}: {len(states)} points: " + ", ".join(f"{count} {state.value}" for state, count in counts.most_common()))
+    needs = [spec for spec in specs.closure([point.spec for point in asked.points]) if not isinstance(spec, specs.Evaluation)]
+    for spec in needs:
+        status = store.status(spec)
+        if status.state is not State.DONE:
+            print(f"  {status.state.value:<9} {key(spec)}  {_percent(store, spec)}{status.message}")
+    for name, status in states.items():
+        if status.state in (State.FAILED, State.BLOCKED, State.LOST, State.TIMEOUT, State.PREEMPTED, State.CANCELLED):
+            print(f"  {status.state.value:<9} {name}: {status.message}")
+    _show_jobs(store)
+
+
+def draw(store: Store, asked: Study) -> list[Path]:
+    """Draw the study's figures from what is done; the files."""
+    if not asked.figures or not any(study.scores(store, spec) for spec in study.resolved(store, asked.points).values()):
+        return []
+    from analysis import FIGURES, results
+
+    frame = results.frame(store, asked)
+    folder = study.folder(store, asked.name) / "figures"
+    folder.mkdir(parents=True, exist_ok=True)
+    files: list[Path] = []
+    for name in asked.figures:
+        if name not in FIGURES:
+            raise KeyError(unknown("figure", name, FIGURES))
+        files += FIGURES[name](frame, folder, title=asked.question)
+    return files
+
+
+def figure_files(store: Store, asked: Study) -> list[Path]:
+    """The figures that were drawn."""
+    return sorted((study.folder(store, asked.name) / "figures").glob("*"))
+
+
+def show_end(store: Store, asked: Study, files: Sequence[Path], ui: str) -> int:
+    """Summary, figures, failures, what to do next; the number of points without a result."""
+    from analysis import results, summary
+
+    frame = results.frame(store, asked)
+    console = Console()
+    if (frame["state"] == State.DONE.value).any() and isinstance(asked.points[0].spec, specs.Evaluation):
+        console.print(summary.table(frame))
+    for path in files:
+        print(f"figure: {path}")
+    states = {name: status_of(store, spec) for name, spec in study.resolved(store, asked.points).items()}
+    failed = {name: status for name, status in states.items() if status.state is not State.DONE}
+    reasons = Counter(f"{status.state.value}: {status.message}" for status in failed.values())
+    for reason, count in reasons.most_common():
+        console.print(f"[red]{count} {'point' if count == 1 else 'points'}[/] {escape(reason)}")
+    print(f"study {asked.name}: {len(states) - len(failed)} of {len(states)} points done; results in {store.root}")
+    if ui:
+        print(f"MLflow: {ui}")
+    return len(failed)
+
+
+def _row(step: Step) -> tuple[str, str, str, str]:
+    return step.spec.PRODUCT, step.key, escape(step.reason), _hours(step.gpu_hours)
+
+
+def _hours(hours: float) -> str:
+    return f"{hours:,.2f}" if hours >= 0.005 else "-"
+
+
+def _by_stage(todo: Plan) -> str:
+    return ", ".join(f"{len(steps)} {stage}" for stage, steps in todo.stages().items())
+
+
+def _percent(store: Store, spec: Spec) -> str:
+    progress = store.progress(spec)
+    return f"{100 * progress['done'] / max(progress['total'], 1):.0f} % " if progress else ""
+
+
+def _show_jobs(store: Store) -> None:
+    """SLURM jobs of the newest launch, if it was one on SLURM."""
+    launches = sorted((store.root / "launches").glob("*/jobs.json"))
+    if launches:
+        from cpt_lab import remote
+
+        for line in remote.job_lines(launches[-1].parent):
+            print(f"  {line}")

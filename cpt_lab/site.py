@@ -1,0 +1,61 @@
+"""A site: what one SLURM cluster wants to be told. The files of conf/site are values of this class; no result depends on it."""
+
+from __future__ import annotations
+
+from pathlib import PurePosixPath
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+ExtraValue = str | int | float | bool
+
+# Options of sbatch that have another place: what to use instead.
+TAKEN: dict[str, str] = {
+    "partition": "partition",
+    "account": "account",
+    "qos": "qos",
+    "time": "minutes",
+    "mem": "memory_gb",
+    "cpus-per-task": "cpus_per_task",
+    "gpus-per-node": "gpus_per_node",
+    "signal": "signal_seconds",
+    "array": "max_parallel",
+}
+# Options of sbatch that the launcher sets itself.
+OURS = frozenset({"job-name", "output", "error", "open-mode", "dependency", "nodes", "ntasks", "ntasks-per-node", "chdir", "export"})
+
+
+class Site(BaseModel):
+    """Where and with what a task of a launch runs on SLURM: one task is one process on one node."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    name: str
+    partition: str | None = Field(default=None, description="None: the cluster's default")
+    account: str | None = None
+    qos: str | None = None
+    gpus_per_node: int = Field(default=0, ge=0, description="the most GPUs a task can have")
+    cpus_per_task: int = Field(default=1, ge=1)
+    memory_gb: float | None = Field(default=None, gt=0, description="of one task; None: the cluster's default")
+    minutes: int = Field(default=60, ge=1, description="the longest time limit of a task; longer work is requeued and goes on")
+    signal_seconds: int = Field(default=120, ge=1, description="USR2 comes so long before the time limit (SLURM may be 60 s early)")
+    max_parallel: int | None = Field(default=None, ge=1, description="tasks of a stage that run at a time; None: no limit")
+    setup: tuple[str, ...] = Field(default=(), description="lines of bash before the worker starts: module loads and the like")
+    extra: dict[str, ExtraValue] = Field(default={}, description="further options of sbatch, named as there; true: without a value")
+    python: str | None = Field(default=None, description="the Python of the nodes; None: the one that submits")
+
+    @field_validator("extra")
+    @classmethod
+    def _has_no_other_place(cls, extra: dict[str, ExtraValue]) -> dict[str, ExtraValue]:
+        for option in extra:
+            name = option.replace("_", "-")
+            if name in TAKEN:
+                raise ValueError(f"site.extra has {option!r}, which has a field of its own: set site.{TAKEN[name]}")
+            if name in OURS:
+                raise ValueError(f"site.extra has {option!r}, which the launcher sets itself: remove it")
+        return {option.replace("_", "-"): value for option, value in extra.items() if value is not False}
+
+    @field_validator("python")
+    @classmethod
+    def _is_a_path(cls, python: str | None) -> str | None:
+        if python is not None and not PurePosixPath(python).is_absolute():
+            raise ValueError(f"site.python is {python!r}: tasks start in another folder, give the whole path, like /opt/venv/bin/python")
+        return python

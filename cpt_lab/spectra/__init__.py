@@ -1,0 +1,1 @@
+"""Spectral measures of weights: `measures.py` is the mathematics, `table.py` walks a checkpoint."""

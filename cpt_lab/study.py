@@ -1,0 +1,107 @@
+"""A study: named points and what varies between them, kept in the store beside the results it refers to."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, SerializeAsAny, field_validator
+
+from cpt_lab.specs import Evaluation, Head, Ranking, Spec, key, parse, rankings_of, settled
+from cpt_lab.store import Store, read_json, write_atomically
+from cpt_lab.tracking_settings import Tracking
+
+Value = str | int | float | bool | None
+
+
+class Point(BaseModel):
+    """One fully resolved configuration of a study."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    name: str  # unique in its study, for people: "scaled_norm_diff ascending 0.125"
+    varies: dict[str, Value]  # what the sweep changed, by short column name
+    config: dict[str, Any]  # the whole composed configuration
+    spec: SerializeAsAny[Spec]
+
+    @field_validator("spec", mode="before")
+    @classmethod
+    def _by_kind(cls, value: Any) -> Any:
+        return parse(value) if isinstance(value, dict) else value
+
+
+class Study(BaseModel):
+    """All points that one command asked for."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    name: str
+    question: str = ""
+    command: str = ""
+    points: tuple[Point, ...]
+    figures: tuple[str, ...] = ()
+    tracking: Tracking = Tracking()
+
+    @field_validator("name")
+    @classmethod
+    def _is_a_folder_name(cls, name: str) -> str:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
+            raise ValueError(f"study name {name!r}: use letters, digits, '_', '-' and '.'")
+        return name
+
+
+def folder(store: Store, name: str) -> Path:
+    """Where the study's manifest, figures and table lie."""
+    return store.root / "studies" / name
+
+
+def save(store: Store, study: Study) -> Path:
+    """Write the manifest: a study is what its newest command asked for; results of earlier points stay in the store."""
+    path = folder(store, study.name) / "study.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, study.model_dump_json())
+    return path
+
+
+def load(store: Store, name: str) -> Study:
+    """The study of this name; KeyError with the known names if there is none."""
+    path = folder(store, name) / "study.json"
+    if not path.exists():
+        raise KeyError(f"no study {name!r} in {store.root}; there are: {', '.join(names(store)) or 'none yet'}")
+    return Study.model_validate(json.loads(path.read_text()))
+
+
+def names(store: Store) -> list[str]:
+    return sorted(path.parent.name for path in (store.root / "studies").glob("*/study.json"))
+
+
+def orders(store: Store, specs: list[Spec]) -> dict[str, tuple[Head, ...]]:
+    """The finished rankings that these specs wait for: key -> heads, first to rewind first."""
+    wanted = {key(ranking): ranking for spec in specs for ranking in rankings_of(spec)}
+    return {name: order for name, ranking in wanted.items() if (order := read_order(store, ranking)) is not None}
+
+
+def read_order(store: Store, ranking: Ranking) -> tuple[Head, ...] | None:
+    """The order of a finished ranking, or None."""
+    if not store.is_done(ranking):
+        return None
+    ranked = read_json(store.product(ranking) / "ranking.json")
+    return tuple((int(layer), int(head)) for layer, head in ranked["order"])
+
+
+def rankings_pending(spec: Spec) -> bool:
+    """Whether this spec's units are still to come from a ranking."""
+    return next(rankings_of(spec), None) is not None
+
+
+def resolved(store: Store, points: tuple[Point, ...] | list[Point]) -> dict[str, Spec]:
+    """Point name -> the spec whose result is the point's, as far as its ranking is known."""
+    known = orders(store, [point.spec for point in points])
+    return {point.name: settled(point.spec, known) for point in points}
+
+
+def scores(store: Store, spec: Spec) -> dict[str, Any]:
+    """The finished scores of an evaluation (`results.json`), or nothing."""
+    if not isinstance(spec, Evaluation) or not store.is_done(spec):
+        return {}
+    return read_json(store.product(spec) / "results.json")

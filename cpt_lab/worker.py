@@ -1,0 +1,163 @@
+"""A worker: told a launch, it keeps claiming what is ready, builds it, obeys signals.
+
+`python -m cpt_lab.worker LAUNCH_FOLDER [--stage STAGE] [--pack INDEX]`; nobody types this: the launchers do.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import signal
+import sys
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+from cpt_lab import build, launch, study
+from cpt_lab.build import Stopped, Workshop
+from cpt_lab.launch import Launch
+from cpt_lab.specs import Evaluation, Spec, key, settled
+from cpt_lab.store import State
+
+POLL_SECONDS = 0.2
+EVERY_STAGE = "all"
+STOPPED, FAILED = 75, 1  # exit codes; 75 is "try again" (EX_TEMPFAIL)
+SIGNALS = {signal.SIGTERM: State.CANCELLED, signal.SIGINT: State.CANCELLED, signal.SIGUSR2: State.PREEMPTED}
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What can be done with a step now."""
+
+    ready: bool = False
+    finished: bool = False
+    blocked_by: str = ""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one worker to its end; the exit code says whether all its steps are done."""
+    parser = argparse.ArgumentParser(prog="python -m cpt_lab.worker")
+    parser.add_argument("launch", type=Path)
+    parser.add_argument("--stage", default=EVERY_STAGE)
+    parser.add_argument("--pack", type=int, default=0)
+    chosen = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    for number in SIGNALS:
+        signal.signal(number, _stop)
+    told = launch.load(chosen.launch)
+    try:
+        return Worker(told, chosen.stage, chosen.pack).run()
+    except Stopped as stopped:
+        print(f"stopped by a signal ({stopped.state}); the same command goes on from here", flush=True)
+        return STOPPED
+
+
+class Worker:
+    """Builds the steps of a launch, those of its own pack first, then what others have not begun."""
+
+    def __init__(self, told: Launch, stage: str, pack: int) -> None:
+        self.launch = told
+        self.store = told.store()
+        self.workshop = Workshop(self.store, told.how, told.code)
+        self.stage = stage
+        self.steps = {key(order.spec): order.spec for order in told.orders if stage in (EVERY_STAGE, order.stage)}
+        self.asked = dict(self.steps)  # every step, as far as it is settled
+        self.own = set(told.packs[pack]) if pack < len(told.packs) else set()
+
+    def run(self) -> int:
+        """Build until nothing is left that could be: exit code 0 if all steps are done."""
+        _limit_threads(self.launch.how.threads)
+        while self.steps:
+            if self._build_one():
+                continue
+            if not self.steps:
+                break
+            threading.Event().wait(POLL_SECONDS)
+        return 0 if all(self.store.is_done(spec) for spec in self.asked.values()) else FAILED
+
+    def _build_one(self) -> bool:
+        """Take the first step that is ready; drop what is finished on the way. False if nothing could be taken now."""
+        for name in self._in_order():
+            spec = self._settle(name)
+            verdict = self._verdict(spec)
+            if verdict.blocked_by:
+                self._mark_blocked(spec, verdict.blocked_by)
+            if verdict.finished or verdict.blocked_by:
+                del self.steps[name]
+                continue
+            if verdict.ready and self._build(spec):
+                return True
+        return False
+
+    def _settle(self, name: str) -> Spec:
+        """The step, with explicit units as soon as its ranking is known."""
+        spec = self.steps[name]
+        if study.rankings_pending(spec):
+            spec = settled(spec, study.orders(self.store, [spec]))
+            self.steps[name] = self.asked[name] = spec
+        return spec
+
+    def _in_order(self) -> list[str]:
+        """Shared steps first, then the own pack from its start, then the others' from their end, where their owners come last."""
+        shared = [name for name, step in self.steps.items() if not isinstance(step, Evaluation)]
+        mine = [name for name in self.steps if name in self.own]
+        others = [name for name in reversed(self.steps) if name not in self.own and name not in shared]
+        return [*shared, *mine, *others]
+
+    def _verdict(self, spec: Spec) -> Verdict:
+        status = self.store.status(spec)
+        if status.state is State.DONE:
+            return Verdict(finished=True)
+        if status.state is State.RUNNING:
+            return Verdict()
+        if status.launch == self.launch.id and status.state in (State.FAILED, State.BLOCKED):
+            return Verdict(finished=True)
+        if status.launch == self.launch.id and status.state is State.LOST and status.attempts >= self.launch.max_attempts:
+            self.store.mark(spec, State.FAILED, f"its worker died {status.attempts} times while building it; see log.txt")
+            return Verdict(finished=True)
+        waiting = [need for need in spec.needs() if not self.store.is_done(need)]
+        for need in waiting:
+            if reason := self._hopeless(need):
+                return Verdict(blocked_by=reason)
+        return Verdict(ready=not waiting and not study.rankings_pending(spec))
+
+    def _hopeless(self, need: Spec) -> str:
+        """Why this need will not be done in this launch, or nothing."""
+        status = self.store.status(need)
+        if status.launch == self.launch.id and status.state in (State.FAILED, State.BLOCKED):
+            return f"{key(need)} {status.state.value}: {status.message}"
+        if status.state is not State.RUNNING and status.state is not State.DONE and key(need) not in self.asked:
+            return f"{key(need)} is {status.state.value} and belongs to an earlier stage"
+        return ""
+
+    def _build(self, spec: Spec) -> bool:
+        lease = self.store.claim(spec)
+        if lease is None:
+            return False
+        try:
+            build.build(self.workshop, spec, lease)
+        except (Exception, SystemExit):  # recorded where it happened; the other points go on
+            logging.getLogger(__name__).info("%s failed, see its log.txt", key(spec))
+        return True
+
+    def _mark_blocked(self, spec: Spec, reason: str) -> None:
+        if not study.rankings_pending(spec) and self.store.status(spec).state is not State.BLOCKED:
+            self.store.mark(spec, State.BLOCKED, reason)
+
+
+def _stop(number: int, _: FrameType | None) -> None:
+    """Hand back the step in hand, once: what follows a first signal must not interrupt the handing back."""
+    for other in SIGNALS:
+        signal.signal(other, signal.SIG_IGN)
+    raise Stopped(SIGNALS[signal.Signals(number)])
+
+
+def _limit_threads(threads: int) -> None:
+    import torch
+
+    torch.set_num_threads(threads)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

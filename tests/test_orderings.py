@@ -1,0 +1,160 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from factory import folder_spec, tiny_checkpoint, tiny_shape, workspace
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cpt_lab.orderings import CRITERIA, DELTA_MEASURES, build_ranking, order, per_head, ranking, scale01
+from cpt_lab.specs import ModelShape, Ranking, key
+from cpt_lab.spectra.table import build_table
+
+SHAPE = tiny_shape()
+SQUARE = tiny_shape(num_heads=2)  # 2 layers x 2 heads
+TUNED, BASE, REFERENCE = (folder_spec(Path(name), SHAPE) for name in ("tuned", "base", "reference"))
+
+
+def ranked(criterion: str, direction: str = "descending", **settings: Any) -> Ranking:
+    return ranking(criterion, direction, **{"tuned": TUNED, "base": BASE, "reference": REFERENCE, **settings})
+
+
+def norms(values: Any, role: str = "q") -> pd.DataFrame:
+    """A table with the Frobenius norms of one role."""
+    layers, heads = np.indices(np.shape(values)).reshape(2, -1)
+    return pd.DataFrame({"layer": layers, "head": heads, "role": role, "frobenius_norm": np.ravel(values).astype(float)})
+
+
+# ----------------------------------------------------------------------------------------------------------- the order
+
+
+def test_equal_scores_are_ordered_by_layer_and_head_in_both_directions() -> None:
+    scores = np.array([[1.0, 0.0], [1.0, 0.0]])
+    assert order(scores, "ascending") == [(0, 1), (1, 1), (0, 0), (1, 0)]
+    assert order(scores, "descending") == [(0, 0), (1, 0), (0, 1), (1, 1)]
+
+
+def test_scores_that_are_nan_come_last_in_both_directions() -> None:
+    scores = np.array([[np.nan, 2.0], [1.0, np.nan]])
+    assert order(scores, "ascending") == [(1, 0), (0, 1), (0, 0), (1, 1)]
+    assert order(scores, "descending") == [(0, 1), (1, 0), (0, 0), (1, 1)]
+
+
+@given(values=st.lists(st.integers(-3, 3), min_size=6, max_size=6))
+def test_an_order_is_a_sorted_permutation_of_all_heads(values: list[int]) -> None:
+    scores = np.array(values, dtype=float).reshape(2, 3)
+    for direction, sign in (("ascending", 1), ("descending", -1)):
+        heads = order(scores, direction)
+        keys = [(sign * scores[head], head) for head in heads]
+        assert sorted(heads) == list(np.ndindex(2, 3))
+        assert keys == sorted(keys)
+
+
+# -------------------------------------------------------------------------------------------------------- the criteria
+
+
+def test_scaled_norm_diff_by_hand() -> None:
+    spec = ranked("scaled_norm_diff", roles=("q",), tuned=folder_spec(Path("tuned"), SQUARE))
+    scores = CRITERIA["scaled_norm_diff"].score(spec, norms([[1, 2], [3, 5]]), norms([[10, 20], [20, 10]]))
+    assert scores == pytest.approx(np.array([[0, 0.25 - 1], [0.5 - 1, 1]]))
+
+
+def test_the_scale_of_equal_values_is_zero() -> None:
+    assert scale01(np.full((2, 2), 7.0)).tolist() == [[0, 0], [0, 0]]
+
+
+def test_the_delta_norm_of_a_head_is_the_norm_of_its_blocks_together() -> None:
+    spec = ranked("delta_norm", roles=("q", "o"), tuned=folder_spec(Path("tuned"), SQUARE))
+    table = pd.concat([norms([[3, 5], [8, 0]]), norms([[4, 12], [15, 1]], "o"), norms([[100, 100], [100, 100]], "v")])
+    assert CRITERIA["delta_norm"].score(spec, table).tolist() == [[5, 13], [17, 1]]
+
+
+def test_query_heads_of_a_group_share_its_k_and_v() -> None:
+    shape = tiny_shape(num_kv_heads=2)
+    assert per_head(norms([[1, 2], [3, 4]], "k"), shape, "k", "frobenius_norm").tolist() == [[1, 1, 2, 2], [3, 3, 4, 4]]
+
+
+def test_whole_matrices_and_the_order_of_rows_do_not_matter() -> None:
+    table = pd.concat([norms([[1, 2], [3, 4]]).iloc[::-1], norms([[9]]).assign(head=-1)])
+    assert per_head(table, SQUARE, "q", "frobenius_norm").tolist() == [[1, 2], [3, 4]]
+
+
+def test_random_orders_depend_on_the_seed_alone_and_descending_is_ascending_backwards() -> None:
+    orders = {}
+    for seed in (0, 1):
+        for direction in ("ascending", "descending"):
+            spec = ranked("random", direction, seed=seed)
+            orders[seed, direction] = order(CRITERIA["random"].score(spec), direction)
+    assert orders[0, "ascending"] == orders[0, "descending"][::-1]
+    assert orders[0, "ascending"] != orders[1, "ascending"]
+    assert orders[0, "ascending"] == [(1, 1), (1, 2), (0, 0), (0, 2), (0, 1), (1, 0), (0, 3), (1, 3)]
+
+
+# --------------------------------------------------------------------------------------------------------- the ranking
+
+
+def test_criteria_of_one_pair_share_the_table_of_its_delta() -> None:
+    both, one = ranked("scaled_norm_diff"), ranked("delta_norm")
+    assert [table.checkpoint for table in both.spectra] == [TUNED, REFERENCE]
+    assert [table.against for table in both.spectra] == [BASE, BASE]
+    assert key(both.spectra[0]) == key(one.spectra[0])
+    assert both.spectra[0].measures == tuple(sorted(DELTA_MEASURES))
+
+
+def test_a_random_order_reads_nothing_and_is_the_same_whatever_the_roles() -> None:
+    assert ranked("random", seed=1).needs() == ()
+    assert key(ranked("random", seed=1, roles=("q",))) == key(ranked("random", seed=1))
+
+
+def test_the_order_in_which_roles_are_named_does_not_matter() -> None:
+    assert key(ranked("delta_norm", roles=("o", "q"))) == key(ranked("delta_norm", roles=("q", "o")))
+    assert key(ranked("delta_norm", roles=("q",))) != key(ranked("delta_norm"))
+
+
+@pytest.mark.parametrize(
+    ("criterion", "settings", "message"),
+    [
+        ("delta_nrm", {}, r"unknown criterion 'delta_nrm' \(did you mean delta_norm.*there are delta_norm, random, scaled_norm_diff"),
+        ("delta_norm", {"direction": "down"}, "unknown direction 'down'.*ascending, descending"),
+        ("delta_norm", {"roles": ("q", "gate")}, "unknown role of a head 'gate'"),
+        ("delta_norm", {"roles": ()}, "no roles"),
+        ("scaled_norm_diff", {"reference": None}, "compares with a reference checkpoint and there is none"),
+        ("random", {}, "needs a seed"),
+        ("delta_norm", {"seed": 1}, "draws nothing at random, got seed 1"),
+    ],
+)
+def test_a_ranking_that_makes_no_sense_is_refused(criterion: str, settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ranked(criterion, **settings)
+
+
+@pytest.mark.parametrize("kv_heads", [4, 2])
+def test_the_head_that_changed_most_comes_first_in_a_built_ranking(tmp_path: Path, kv_heads: int) -> None:
+    shape = tiny_shape(num_kv_heads=kv_heads)
+    folders = {name: tiny_checkpoint(tmp_path / name, seed=seed, num_kv_heads=kv_heads) for seed, name in enumerate(["tuned", "base"])}
+    tuned, base = (folder_spec(folder, shape) for folder in folders.values())
+    spec = ranking("delta_norm", "descending", tuned=tuned, base=base)
+    table, work = workspace(tmp_path / "table"), workspace(tmp_path / "ranking")
+    build_table(spec.spectra[0], checkpoint=folders["tuned"], against=folders["base"], work=table)
+    build_ranking(spec, [table.product], work)
+    written = json.loads((work.product / "ranking.json").read_text())
+    scores = pd.read_parquet(work.product / "scores.parquet")
+    assert (written["criterion"], written["direction"]) == ("delta_norm", "descending")
+    assert written["order"] == scores.sort_values("score", ascending=False)[["layer", "head"]].to_numpy().tolist()
+    assert len(scores) == shape.total_heads
+
+
+def test_every_criterion_has_its_file_of_settings() -> None:
+    conf = Path(__file__).parents[1] / "conf" / "criterion"
+    assert {path.stem for path in conf.glob("*.yaml")} == set(CRITERIA)
+
+
+def test_a_shape_of_many_layers_is_covered_by_a_random_order() -> None:
+    shape: ModelShape = tiny_shape(num_layers=5)
+    spec = ranking("random", "ascending", tuned=folder_spec(Path("t"), shape), base=folder_spec(Path("b"), shape), seed=7)
+    assert sorted(order(CRITERIA["random"].score(spec), "ascending")) == list(np.ndindex(5, 4))

@@ -1,0 +1,197 @@
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from factory import tiny_checkpoint, tiny_shape
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from cpt_lab.architecture import Slice, head_slices
+from cpt_lab.patch import Copy, LiveModel, Patch, apply, narrow
+from cpt_lab.weights import open_weights, save_checkpoint
+
+SHAPE = tiny_shape(num_kv_heads=2)
+EXAMPLES = settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+HEADS = st.lists(st.tuples(st.integers(0, 1), st.integers(0, 3)), unique=True, max_size=8)
+SLICES = st.builds(
+    lambda name, axis, start, length: Slice(f"model.layers.0.self_attn.{name}_proj.weight", axis, start, start + length),
+    *(st.sampled_from("qo"), st.integers(0, 1), st.integers(0, 24), st.integers(0, 8)),
+)
+PATCHES = st.lists(st.builds(Copy, target=SLICES, source=st.sampled_from(["base", "other"])), max_size=6).map(
+    lambda edits: Patch(edits=tuple(edits))
+)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("models")
+    return {name: tiny_checkpoint(root / name, seed=seed, num_kv_heads=2) for seed, name in enumerate(["tuned", "base", "other"])}
+
+
+@pytest.fixture(scope="module")
+def load(folders: dict[str, Path]) -> Callable[[], LiveModel]:
+    return lambda: live(folders["tuned"], {name: folders[name] for name in ("base", "other")})
+
+
+def live(folder: Path, sources: Mapping[str, Path], dtype: torch.dtype | str = "auto") -> LiveModel:
+    from transformers import AutoModelForCausalLM
+
+    return LiveModel(AutoModelForCausalLM.from_pretrained(folder, dtype=dtype), folder, sources)
+
+
+def of_heads(heads: list[tuple[int, int]], source: str = "base") -> Patch:
+    return Patch(edits=tuple(Copy(target=part, source=source) for head in heads for part in head_slices(SHAPE, *head)))
+
+
+def bits(model: LiveModel) -> dict[str, Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in model.model.named_parameters()}
+
+
+def equal(left: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> bool:
+    return set(left) == set(right) and all(torch.equal(left[name], right[name]) for name in left)
+
+
+def opened(folders: dict[str, Path]) -> dict[str, Any]:
+    return {name: open_weights(folder) for name, folder in folders.items()}
+
+
+@EXAMPLES
+@given(patches=st.lists(PATCHES, min_size=1, max_size=4))
+def test_a_live_model_that_took_any_patches_equals_the_mapping_of_the_last_and_its_own_bits_come_back(
+    patches: list[Patch], folders: dict[str, Path], load: Callable[[], LiveModel]
+) -> None:
+    model, weights = load(), opened(folders)
+    for patch in patches:
+        model.set(patch)
+        assert model.patch == patch
+        assert equal(bits(model), apply(patch, weights["tuned"], weights))
+    model.reset()
+    assert equal(bits(model), weights["tuned"])
+
+
+@EXAMPLES
+@given(heads=HEADS, again=st.randoms())
+def test_the_order_of_the_heads_does_not_matter(heads: list[tuple[int, int]], again: Any, folders: dict[str, Path]) -> None:
+    weights = opened(folders)
+    shuffled = again.sample(heads, len(heads))
+    assert equal(apply(of_heads(heads), weights["tuned"], weights), apply(of_heads(shuffled), weights["tuned"], weights))
+
+
+@EXAMPLES
+@given(patch=PATCHES)
+def test_a_patch_survives_json_and_keeps_its_digest(patch: Patch) -> None:
+    again = Patch.model_validate_json(patch.model_dump_json())
+    assert again == patch
+    assert again.digest() == patch.digest()
+
+
+def test_different_patches_have_different_digests() -> None:
+    patches = [Patch(), of_heads([(0, 0)]), of_heads([(0, 1)]), of_heads([(0, 0)], "other")]
+    assert len({patch.digest() for patch in patches}) == 4
+
+
+@EXAMPLES
+@given(first=PATCHES, second=PATCHES)
+def test_a_patch_then_another_is_both_applied_in_turn(first: Patch, second: Patch, folders: dict[str, Path]) -> None:
+    weights = opened(folders)
+    in_turn = apply(second, apply(first, weights["tuned"], weights), weights)
+    assert equal(apply(first.then(second), weights["tuned"], weights), in_turn)
+
+
+def test_untouched_parameters_are_shared_and_the_input_is_not_changed(folders: dict[str, Path]) -> None:
+    tuned = dict(open_weights(folders["tuned"]))
+    before = {name: tensor.clone() for name, tensor in tuned.items()}
+    patched = apply(of_heads([(0, 1)]), tuned, opened(folders))
+    edited = {part.parameter for part in head_slices(SHAPE, 0, 1)}
+    assert all(patched[name] is tuned[name] for name in tuned if name not in edited)
+    assert all(not torch.equal(patched[name], before[name]) for name in edited)
+    assert equal(tuned, before)
+
+
+def test_going_from_one_point_to_the_next_writes_only_the_difference(load: Callable[[], LiveModel]) -> None:
+    model = load()
+    model.set(of_heads([(0, 0), (1, 1)]))
+    versions = {name: tensor._version for name, tensor in model.model.named_parameters()}
+    model.set(of_heads([(0, 0), (1, 1), (1, 3)]))
+    written = {name for name, tensor in model.model.named_parameters() if tensor._version != versions[name]}
+    assert written == {part.parameter for part in head_slices(SHAPE, 1, 3)}
+
+
+def test_the_live_model_and_the_saved_file_have_the_same_bits(
+    folders: dict[str, Path], load: Callable[[], LiveModel], tmp_path: Path
+) -> None:
+    patch, weights, model = of_heads([(0, 2), (0, 3), (1, 0)]), opened(folders), load()
+    model.set(patch)
+    save_checkpoint(apply(patch, weights["tuned"], weights), folders["tuned"], tmp_path / "out")
+    assert equal(bits(model), open_weights(tmp_path / "out"))
+
+
+@pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("loaded", [torch.float32, torch.bfloat16])
+def test_a_model_loaded_in_another_dtype_equals_the_saved_patch_loaded_in_it(
+    stored: torch.dtype, loaded: torch.dtype, tmp_path: Path
+) -> None:
+    tuned, base = (tiny_checkpoint(tmp_path / name, seed=seed, dtype=stored) for seed, name in enumerate(["tuned", "base"]))
+    patch = Patch(edits=tuple(Copy(target=part, source="base") for part in head_slices(tiny_shape(), 1, 2)))
+    model = live(tuned, {"base": base}, loaded)
+    own = bits(model)
+    model.set(patch)
+    save_checkpoint(apply(patch, open_weights(tuned), {"base": open_weights(base)}), tuned, tmp_path / "out")
+    assert equal(bits(model), bits(live(tmp_path / "out", {}, loaded)))
+    model.reset()
+    assert equal(bits(model), own)
+
+
+def test_tied_embeddings_stay_tied_in_a_patched_model(tmp_path: Path) -> None:
+    tuned, base = (tiny_checkpoint(tmp_path / name, seed=seed, tied=True) for seed, name in enumerate(["tuned", "base"]))
+    model = live(tuned, {"base": base})
+    patch = Patch(edits=(Copy(target=Slice("model.embed_tokens.weight", 0, 3, 9), source="base"),))
+    model.set(patch)
+    assert torch.equal(
+        model.model.lm_head.weight, apply(patch, open_weights(tuned), {"base": open_weights(base)})["model.embed_tokens.weight"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (Copy(target=Slice("nowhere", 0, 0, 1), source="base"), "nowhere is not a parameter"),
+        (Copy(target=Slice("lm_head.weight", 0, 319, 321), source="base"), "320 entries along axis 0, not 321"),
+        (Copy(target=Slice("lm_head.weight", 0, 0, 1), source="bass"), "copies from 'bass', but its sources are base"),
+        (Copy(target=Slice("lm_head.weight", 0, 0, 1), source="base"), "torch.bfloat16 in base and torch.float32 in the patched"),
+    ],
+)
+def test_a_patch_that_does_not_fit_is_refused_and_leaves_the_model_as_it_was(
+    edit: Copy, message: str, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    half = tiny_checkpoint(tmp_path / "half", num_kv_heads=2, dtype=torch.bfloat16)
+    tuned = open_weights(folders["tuned"])
+    model = LiveModel(live(folders["tuned"], {}).model, folders["tuned"], {"base": half, "other": folders["other"]})
+    patch = Patch(edits=(Copy(target=Slice("model.embed_tokens.weight", 0, 0, 5), source="other"), edit))
+    with pytest.raises(ValueError, match=message):
+        model.set(patch)
+    assert equal(bits(model), tuned)
+    assert model.patch == Patch()
+    sources = {"base": open_weights(half), "other": open_weights(folders["other"])}
+    with pytest.raises(ValueError, match=message):
+        dict(apply(patch, tuned, sources))
+
+
+def test_a_live_model_of_another_checkpoint_is_refused(folders: dict[str, Path], tmp_path: Path) -> None:
+    llama = tiny_checkpoint(tmp_path, family="llama")
+    with pytest.raises(ValueError, match="give the folder it was loaded from"):
+        LiveModel(live(folders["tuned"], {}).model, llama, {})
+
+
+def test_sources_are_opened_when_they_are_first_needed(folders: dict[str, Path]) -> None:
+    model = live(folders["tuned"], {"base": folders["base"], "missing": folders["base"] / "nowhere"})
+    model.set(of_heads([(0, 0)]))
+    assert torch.equal(
+        narrow(dict(model.model.named_parameters()), head_slices(SHAPE, 0, 0)[0]),
+        narrow(open_weights(folders["base"]), head_slices(SHAPE, 0, 0)[0]),
+    )
