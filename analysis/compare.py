@@ -26,8 +26,8 @@ def compare(store: Store, points: Sequence[Point]) -> pd.DataFrame:
 
     A difference is the mean over the documents that both points were scored on, with its paired standard error and their number: what is
     hard for both cancels, so it is far sharper than the two standard errors suggest. Documents weigh the same: for ratios of totals, such
-    as bits per byte, the mean is close to the difference of the two values, not equal to it. ValueError for fewer than two points, or if none of
-    the points is finished.
+    as bits per byte, the mean is close to the difference of the two values, not equal to it.
+    ValueError for fewer than two points, or if none of the points is finished.
     """
     import pandas as pd
 

@@ -66,9 +66,9 @@ def _differences(drawn: list[Curve]) -> dict[str, float]:
 
 
 def _cell(values: NDArray[np.float64], digits: int) -> str:
-    """`mean ± standard deviation` of several seeds, the number itself of one."""
+    """`mean ± standard deviation` of several seeds, the number itself of one, or of all where they share one result."""
     done = values[np.isfinite(values)]
-    if len(done) < 2:
+    if len(set(done)) < 2:
         return _number(float(done[0]) if len(done) else float("nan"), digits)
     return f"{done.mean():.{digits}f} ± {done.std(ddof=1):.{digits}f}"
 

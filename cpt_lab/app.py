@@ -34,7 +34,9 @@ python -m cpt_lab [VERB] [+experiment=NAME] [KEY=VALUE ...]     (cpt-lab is the 
 """
 COMPOSED_VERBS = ("run", "plan", "status", "compare")
 VERBS = (*COMPOSED_VERBS, "track")
-OPTIONS_WITH_VALUE = frozenset("--config-dir -cd --config-name -cn --config-path -cp --cfg -c --package -p --experimental-rerun".split())
+OPTIONS_WITH_VALUE = frozenset(
+    ("--config-dir", "-cd", "--config-name", "-cn", "--config-path", "-cp", "--cfg", "-c", "--package", "-p", "--experimental-rerun")
+)
 
 
 def _conf() -> str:
@@ -63,6 +65,9 @@ def run(arguments: list[str] | None = None) -> None:
         code = BAD_INPUT
     except KeyboardInterrupt:
         code = 130
+    except BrokenPipeError:  # `... | head` has read enough
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  (the interpreter flushes it at exit)
+        code = 0
     sys.exit(code)
 
 
@@ -122,10 +127,7 @@ def act(composed: Sequence[tuple[dict[str, Any], str | None]], overrides: Sequen
         tracking=chosen.tracking,
     )
     verbs = {"plan": _plan, "run": _run}
-    if chosen.verb in verbs:
-        code = verbs[chosen.verb](asked, chosen, where)
-    else:
-        code = _show(chosen.verb, Store(chosen.results), asked, words=[])
+    code = verbs[chosen.verb](asked, chosen, where) if chosen.verb in verbs else _show(chosen.verb, Store(chosen.results), asked, words=[])
     if code:
         raise SystemExit(code)
 
@@ -147,14 +149,17 @@ def _run(asked: Study, chosen: Settings, where: str) -> int:
     if not todo.steps:
         return _finish(store, asked)
     workers = min(_workers(chosen, where), todo.todo)
-    how = config.execution(chosen, workers if where == "local" else 1)
-    if where == "local":
-        preflight.check_budgets(todo, store, how)
-    told = launch.prepare(todo, asked, store, how=how, max_attempts=chosen.max_attempts)
+    how = config.execution(chosen, cores=local.cores() // workers if where == "local" else chosen.site.cpus_per_task)
+    preflight.check_budgets(todo, store, how)
+    told = launch.prepare(todo, asked, store, where=where, how=how, max_attempts=chosen.max_attempts)
     if where == "slurm":
         from cpt_lab import remote
 
-        return remote.submit(told, todo, asked, chosen.site, wait=chosen.wait)
+        remote.submit(told, chosen.site)
+        if not chosen.wait:
+            return 0
+        remote.wait(told)
+        return _finish(store, asked)
     with local.tracking_in_background(store, asked):
         local.work(told, workers)
     return _finish(store, asked)

@@ -80,7 +80,8 @@ def _build_recorded(workshop: Workshop, spec: Spec, lease: Lease) -> None:
     try:
         with store.building(spec, lease) as work:
             BUILDERS[type(spec)](workshop, spec, work)
-            store.write_provenance(spec, provenance.facts(time.monotonic() - started, workshop.code))
+            facts = provenance.facts(time.monotonic() - started, workshop.code)
+            store.write_provenance(spec, {**facts, "execution": workshop.how.model_dump()})
     except Stopped as stopped:
         store.mark(spec, stopped.state, "handed back by a signal")
         raise

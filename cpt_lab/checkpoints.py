@@ -26,6 +26,14 @@ def fetch_checkpoint(spec: HubCheckpoint, work: Workspace) -> None:
             f"{spec.id} ({spec.revision}) has no safetensors: choose a revision that has, or convert it and use base.from=folder"
         )
 
+    from cpt_lab.architecture import shape_from_config
+    from cpt_lab.specs import identity
+
+    found = shape_from_config(json.loads((work.product / "config.json").read_text()))
+    for name, value in identity(spec.shape).items():
+        if identity(found)[name] != value:
+            raise ValueError(f"{spec.id} has {name} {identity(found)[name]} and the configuration says {value}: correct model.shape.{name}")
+
 
 def fetch_tokenizer(spec: HubTokenizer, work: Workspace) -> None:
     _fetch(spec.id, spec.revision, [*TOKENIZER_FILES, "config.json"], work)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -154,11 +153,10 @@ def settings(config: Config, experiment: str | None, cwd: Path) -> Settings:
     return Settings(study=study, results=cwd / config.results, tracking=tracking, **shared)
 
 
-def execution(settings: Settings, workers: int) -> Execution:
-    """How each of so many workers on this machine computes."""
+def execution(settings: Settings, *, cores: int) -> Execution:
+    """How each worker computes, who has so many cores for itself."""
     how = settings.execution
-    threads = how.threads or max(1, (os.cpu_count() or 1) // workers)
-    return Execution(**{**how.model_dump(), "threads": threads})
+    return Execution(**{**how.model_dump(), "threads": how.threads or max(1, cores)})
 
 
 def named(overrides: Sequence[Sequence[str]]) -> list[dict[str, str]]:
@@ -316,9 +314,7 @@ def _patched(config: Config) -> specs.Checkpoint | specs.Patched:
     if name == "none":
         return tuned
     if name not in INTERVENTIONS:
-        raise KeyError(
-            f"unknown intervention {name!r}{nearest(str(name), INTERVENTIONS)}; there are none, {', '.join(sorted(INTERVENTIONS))}"
-        )
+        raise KeyError(unknown("intervention", str(name), ["none", *INTERVENTIONS]))
     base = _checkpoint(config, "base")
     _same_shape(tuned, base)
     return specs.Patched(tuned=tuned, interventions=(_BUILD[name](config, base),))

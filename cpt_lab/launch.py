@@ -42,6 +42,7 @@ class Launch(BaseModel):
     results: Path
     code: str
     command: str
+    where: str
     how: Execution
     max_attempts: int
     tracking: Tracking
@@ -60,7 +61,7 @@ class Launch(BaseModel):
         return Store(self.results, launch=self.id)
 
 
-def prepare(plan: Plan, asked: Study, store: Store, *, how: Execution, max_attempts: int) -> Launch:
+def prepare(plan: Plan, asked: Study, store: Store, *, where: str, how: Execution, max_attempts: int) -> Launch:
     """Write a launch's folder: the plan, a snapshot of the code, and the study's steps as QUEUED."""
     code = provenance.snapshot(store.root)
     launch = Launch(
@@ -69,6 +70,7 @@ def prepare(plan: Plan, asked: Study, store: Store, *, how: Execution, max_attem
         results=store.root,
         code=code.name,
         command=asked.command,
+        where=where,
         how=how,
         max_attempts=max_attempts,
         tracking=asked.tracking,

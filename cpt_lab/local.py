@@ -26,7 +26,12 @@ INTERRUPTED = 130
 
 def default_workers() -> int:
     """One per GPU; without GPUs one per core, but no more than 4: each holds its own model."""
-    return _gpus() or min(MOST_DEFAULT_WORKERS, os.cpu_count() or 1)
+    return _gpus() or min(MOST_DEFAULT_WORKERS, cores())
+
+
+def cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def work(told: Launch, workers: int) -> None:

@@ -11,7 +11,7 @@ from cpt_lab.specs import Head, Spec, key, settled
 from cpt_lab.store import State, Status
 from cpt_lab.study import Point
 
-STAGES = ("data", "train", "spectra", "rank", "evaluate")
+STAGES = ("data", "pretrain", "cpt", "spectra", "rank", "evaluate")
 STAGE_OF: dict[type[Spec], str] = {
     specs.BuiltinCorpus: "data",
     specs.FilesCorpus: "data",
@@ -22,7 +22,7 @@ STAGE_OF: dict[type[Spec], str] = {
     specs.Protocol: "data",
     specs.HubCheckpoint: "data",
     specs.FolderCheckpoint: "data",
-    specs.TrainedCheckpoint: "train",
+    specs.TrainedCheckpoint: "cpt",
     specs.Spectra: "spectra",
     specs.Ranking: "rank",
     specs.Patched: "evaluate",
@@ -109,6 +109,11 @@ def pack(points: Sequence[Spec], workers: int) -> tuple[tuple[str, ...], ...]:
     return tuple(tuple(in_order[start:stop]) for start, stop in pairwise(bounds))
 
 
+def stage_of(spec: Spec) -> str:
+    """The stage that builds a spec; what CPT starts from is trained in a stage before it."""
+    return "pretrain" if isinstance(spec, specs.TrainedCheckpoint) and spec.start is None else STAGE_OF[type(spec)]
+
+
 def gpu_hours(spec: Spec, rate: Rate) -> float:
     """An estimate from FLOP counts: 6 per weight and token of training, 2 per weight and token read or written."""
     if isinstance(spec, specs.TrainedCheckpoint):
@@ -166,7 +171,7 @@ def _step(spec: Spec, status: Status, rate: Rate) -> Step:
         State.BLOCKED: f"waited for something that failed: {status.message}",
     }
     reason = reasons.get(status.state, "not built yet")
-    return Step(spec, key(spec), STAGE_OF[type(spec)], reason, gpu_hours(spec, rate))
+    return Step(spec, key(spec), stage_of(spec), reason, gpu_hours(spec, rate))
 
 
 def _shared(point: Spec) -> str:

@@ -12,7 +12,7 @@ from cpt_lab import specs
 from cpt_lab.execution import Execution
 from cpt_lab.plan import Plan
 from cpt_lab.provenance import gpu_name
-from cpt_lab.store import Store
+from cpt_lab.store import Store, read_json
 
 LOOK_SECONDS = 5.0
 BIG_MODEL = 500_000_000  # weights; above this a CPU is no place to work
@@ -40,7 +40,7 @@ def check(todo: Plan, store: Store, *, where: str) -> None:
 def check_budgets(todo: Plan, store: Store, how: Execution) -> None:
     """ValueError if a mixture asks for more tokens than a small local corpus has; the token files are built for it."""
     from cpt_lab.build import Workshop, ensure
-    from cpt_lab.data.tokens import available_tokens, check_budget
+    from cpt_lab.data.tokens import check_budget
 
     workshop = Workshop(store, how)
     for step in todo.steps:
@@ -48,7 +48,7 @@ def check_budgets(todo: Plan, store: Store, how: Execution) -> None:
             for part in step.spec.mixture.parts:
                 if not isinstance(part.corpus, specs.HubCorpus):
                     tokens = ensure(workshop, specs.Tokens(corpus=part.corpus, tokenizer=step.spec.tokenizer))
-                    check_budget(part, available_tokens(tokens))
+                    check_budget(part, int(read_json(tokens / "manifest.json")["tokens"]))
 
 
 def missing_here(todo: Plan, where: str) -> list[str]:

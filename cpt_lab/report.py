@@ -14,7 +14,7 @@ from cpt_lab import specs, study
 from cpt_lab.names import unknown
 from cpt_lab.plan import Plan, Step
 from cpt_lab.specs import Spec, key, rankings_of
-from cpt_lab.store import State, Status, Store
+from cpt_lab.store import State, Status, Store, read_json
 from cpt_lab.study import Study
 
 MOST_ROWS = 12
@@ -86,7 +86,7 @@ def show_status(store: Store, asked: Study) -> None:
     for name, status in states.items():
         if status.state in (State.FAILED, State.BLOCKED, State.LOST, State.TIMEOUT, State.PREEMPTED, State.CANCELLED):
             print(f"  {status.state.value:<9} {name}: {status.message}")
-    _show_jobs(store)
+    _show_jobs(store, asked.name)
 
 
 def draw(store: Store, asked: Study) -> list[Path]:
@@ -149,11 +149,16 @@ def _percent(store: Store, spec: Spec) -> str:
     return f"{100 * progress['done'] / max(progress['total'], 1):.0f} % " if progress else ""
 
 
-def _show_jobs(store: Store) -> None:
-    """SLURM jobs of the newest launch, if it was one on SLURM."""
-    launches = sorted((store.root / "launches").glob("*/jobs.json"))
-    if launches:
-        from cpt_lab import remote
+def _show_jobs(store: Store, name: str) -> None:
+    """SLURM's own view of the study's newest launch, if it was one on SLURM."""
+    launches = [path for path in (store.root / "launches").glob("*/jobs.json") if read_json(path.parent / "plan.json")["study"] == name]
+    if not launches:
+        return
+    from cpt_lab import remote
 
-        for line in remote.job_lines(launches[-1].parent):
-            print(f"  {line}")
+    try:
+        lines = remote.job_lines(max(launches).parent)
+    except ValueError as error:
+        lines = [f"jobs: unknown from here: {error}"]
+    for line in lines:
+        print(f"  {line}")

@@ -20,9 +20,6 @@ from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, field_validat
 if TYPE_CHECKING:
     from cpt_lab.patch import Patch
 
-if TYPE_CHECKING:
-    from cpt_lab.patch import Patch
-
 SCHEMA = 1  # raise when the meaning of a stored product changes: every key changes with it
 KEY_DIGITS = 16  # 64 bits of SHA-256; the stored spec guards against the rest
 LABEL_LENGTH = 60
@@ -308,7 +305,7 @@ class FolderCheckpoint(Spec):
 
     FOLDER = "checkpoints"
     PRODUCT = "checkpoint"
-    NOT_IDENTITY = frozenset({"path", "shape"})
+    NOT_IDENTITY = frozenset({"path"})  # the shape counts: a changed rope_theta changes the model, not its safetensors
     kind: Literal["folder_checkpoint"] = "folder_checkpoint"
     path: str
     weights_digest: str
@@ -469,10 +466,6 @@ class Intervention(Spec):
     def patch(self, shape: ModelShape) -> Patch:
         """The edits, once no ranking is pending."""
         raise NotImplementedError(f"{self.kind} has no patch")
-
-    def patch(self, shape: ModelShape) -> Patch:
-        """The change as data for a model of this shape; ValueError while a ranking stands for its units."""
-        raise NotImplementedError(f"{self.kind} makes no patch")
 
 
 class Patched(Spec):

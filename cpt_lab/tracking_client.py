@@ -31,6 +31,7 @@ ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",  # it starts threads and calls home, which hangs on nodes without a way out
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",  # the default waits for minutes before it gives up
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
+    "MLFLOW_SQLALCHEMYSTORE_POOLCLASS": "NullPool",  # a kept connection would go on writing to a file that somebody has deleted
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
 

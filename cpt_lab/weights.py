@@ -127,7 +127,7 @@ def save_checkpoint(weights: Weights, like: Path, out: Path) -> None:
     if out.exists() and any(out.iterdir()):
         raise ValueError(f"{out} is not empty: give a new folder")
     _check_same_names(weights, open_weights(like))
-    beside = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}")
+    beside = out.with_name(f".{out.name.lstrip('.')}.{uuid.uuid4().hex[:8]}")  # the store clears .product-* of a dead build
     beside.mkdir(parents=True)
     try:
         _copy_companions(like, beside)

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import signal
+import subprocess
 import sys
 import threading
 from dataclasses import dataclass
@@ -47,10 +49,15 @@ def main(arguments: list[str] | None = None) -> int:
         signal.signal(number, _stop)
     told = launch.load(chosen.launch)
     try:
-        return Worker(told, chosen.stage, chosen.pack).run()
+        code = Worker(told, chosen.stage, chosen.pack).run()
     except Stopped as stopped:
         print(f"stopped by a signal ({stopped.state}); the same command goes on from here", flush=True)
-        return STOPPED
+        code = STOPPED
+        if stopped.state is State.PREEMPTED:
+            _requeue()
+    if told.where == "slurm":
+        _mirror(told)
+    return code
 
 
 class Worker:
@@ -151,6 +158,23 @@ def _stop(number: int, _: FrameType | None) -> None:
     for other in SIGNALS:
         signal.signal(other, signal.SIG_IGN)
     raise Stopped(SIGNALS[signal.Signals(number)])
+
+
+def _requeue() -> None:
+    """Put this task back into SLURM's queue: it goes on where it stopped."""
+    job = os.environ.get("SLURM_JOB_ID")
+    if job:
+        subprocess.run(["scontrol", "requeue", job], check=False)
+
+
+def _mirror(told: Launch) -> None:
+    """Bring MLflow up to the store, for nobody else may be there to do it."""
+    from cpt_lab import tracking
+
+    try:
+        tracking.sync(told.store(), study.load(told.store(), told.study), told.tracking)
+    except tracking.TrackingUnavailable as error:
+        print(f"warning: {error}", flush=True)
 
 
 def _limit_threads(threads: int) -> None:

@@ -9,6 +9,7 @@ import torch
 from evaluation_cases import SUMS, problem, protocol, taught_model
 
 from cpt_lab.evaluation.session import EvalSession
+from cpt_lab.evaluation.tasks import load_harness_tasks
 from cpt_lab.execution import Execution
 from cpt_lab.specs import HarnessTask
 
@@ -28,7 +29,21 @@ def data_of(path: str, **_: Any) -> Any:
     return DatasetDict(dict.fromkeys(("train", "validation", "test"), Dataset.from_list(rows)))
 
 
-@pytest.mark.slow  # the harness reads all its thousands of task files
+@pytest.fixture(scope="module")
+def manager() -> Any:
+    """The harness's index of its thousands of task files, which it takes seconds to read."""
+    from lm_eval.tasks import TaskManager
+
+    return TaskManager()
+
+
+@pytest.fixture
+def read_once(manager: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lm_eval.tasks.TaskManager", lambda: manager)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("read_once")
 def test_tasks_of_the_harness_keep_their_own_prompts_and_metrics(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
     import datasets
 
@@ -37,7 +52,7 @@ def test_tasks_of_the_harness_keep_their_own_prompts_and_metrics(monkeypatch: py
     model, tokenizer = taught_model(steps=10)
     spec = protocol(HarnessTask(name="arc_easy"), HarnessTask(name="gsm8k", shots=1, limit=3))
     session = EvalSession(tmp_path, spec, tokenizer=tokenizer, how=Execution())
-    with pytest.raises(ValueError, match="gsm8k: 3 of 3 prompts .* context of 128"):  # it lets the model write 256 tokens
+    with pytest.raises(ValueError, match=r"gsm8k: 3 of 3 prompts .* context of 128"):  # it lets the model write 256 tokens
         session.score(model)
     model.config.max_position_embeddings = 512  # rotary positions go on
     scores = session.score(model)
@@ -65,3 +80,26 @@ def best_choice(model: Any, tokenizer: Any, question: str, texts: list[str]) -> 
         places = range(len(prompt) - 1, len(whole) - 1)
         sums.append(sum(float(logs[place, whole[place + 1]]) for place in places))
     return max(range(len(sums)), key=sums.__getitem__)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("read_once")
+@pytest.mark.parametrize(
+    ("name", "error", "message"),
+    [
+        ("gsm8k_cott", KeyError, "no task 'gsm8k_cott'; near it are .*gsm8k_cot"),
+        ("mmlu", KeyError, "'mmlu' is a group of the harness's tasks: name its tasks one by one, like mmlu_"),
+        ("gsm8k", ValueError, "data of task gsm8k cannot be loaded .*run it once on a machine with a network"),
+    ],
+)
+def test_a_harness_task_that_cannot_be_had_is_refused_with_what_to_do(
+    monkeypatch: pytest.MonkeyPatch, name: str, error: type[Exception], message: str
+) -> None:
+    import datasets
+
+    def unreachable(**_: Any) -> None:
+        raise ConnectionError("Couldn't reach the hub")
+
+    monkeypatch.setattr(datasets, "load_dataset", unreachable)
+    with pytest.raises(error, match=message):
+        load_harness_tasks(protocol(HarnessTask(name=name, shots=8)))

@@ -5,14 +5,12 @@ from __future__ import annotations
 import json
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
 from evaluation_cases import MATH, PROSE, TEXT, build, problem, prose_task, protocol, sums_task
 
-from cpt_lab.evaluation.tasks import load_harness_tasks
-from cpt_lab.specs import GenerateTask, HarnessTask, PerplexityTask
+from cpt_lab.specs import GenerateTask, PerplexityTask
 
 
 def test_every_task_has_a_file_that_names_its_documents_where_they_lie_in_the_end(tmp_path: Path) -> None:
@@ -74,25 +72,3 @@ def test_a_protocol_of_another_harness_is_refused(tmp_path: Path) -> None:
     spec = protocol(prose_task()).but(harness="0.3.0")
     with pytest.raises(ValueError, match=r"lm-eval 0\.3\.0 and .* is installed"):
         build(spec, tmp_path)
-
-
-@pytest.mark.slow  # the harness reads all its thousands of task files
-@pytest.mark.parametrize(
-    ("name", "error", "message"),
-    [
-        ("gsm8k_cott", KeyError, "no task 'gsm8k_cott'; near it are .*gsm8k_cot"),
-        ("mmlu", KeyError, "'mmlu' is a group of the harness's tasks: name its tasks one by one, like mmlu_"),
-        ("gsm8k", ValueError, "data of task gsm8k cannot be loaded .*run it once on a machine with a network"),
-    ],
-)
-def test_a_harness_task_that_cannot_be_had_is_refused_with_what_to_do(
-    monkeypatch: pytest.MonkeyPatch, name: str, error: type[Exception], message: str
-) -> None:
-    import datasets
-
-    def unreachable(**_: Any) -> None:
-        raise ConnectionError("Couldn't reach the hub")
-
-    monkeypatch.setattr(datasets, "load_dataset", unreachable)
-    with pytest.raises(error, match=message):
-        load_harness_tasks(protocol(HarnessTask(name=name, shots=8)))

@@ -55,3 +55,8 @@ def test_what_stands_on_the_command_line_replaces_the_sweep_of_the_same_key() ->
 
 def test_without_sweeps_there_is_one_point() -> None:
     assert expand(OverridesParser.create(), {}, [], ["a=1"]) == [["a=1"]]
+
+
+def test_choosing_a_group_on_the_command_line_ends_the_sweep_of_its_members() -> None:
+    points = expand(OverridesParser.create(), {}, [{"c": "a,b"}, {"c": "r", "c.seed": "0,1"}], ["c=mine"])
+    assert points == [["c=mine"]]

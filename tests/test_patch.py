@@ -131,6 +131,12 @@ def test_the_live_model_and_the_saved_file_have_the_same_bits(
     assert equal(bits(model), open_weights(tmp_path / "out"))
 
 
+def test_a_live_model_never_writes_to_its_files(folders: dict[str, Path], load: Callable[[], LiveModel]) -> None:
+    before = {name: (folder / "model.safetensors").read_bytes() for name, folder in folders.items()}
+    load().set(of_heads([(0, 0), (1, 3)]))
+    assert {name: (folder / "model.safetensors").read_bytes() for name, folder in folders.items()} == before
+
+
 @pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("loaded", [torch.float32, torch.bfloat16])
 def test_a_model_loaded_in_another_dtype_equals_the_saved_patch_loaded_in_it(

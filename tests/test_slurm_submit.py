@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 from devcluster_fixture import running_devcluster, wait_for
-from hydra_plugins.cpt_packed.slurm import ENDED, Stage, batch_parameters, cancel, chunks, job_states, submit, task_command
+from cpt_lab.slurm import ENDED, Stage, batch_parameters, cancel, chunks, job_states, submit, task_command
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError

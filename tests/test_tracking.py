@@ -14,6 +14,7 @@ import made_up_study as made
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from omegaconf import OmegaConf
 from pydantic import ValidationError
 
 from cpt_lab.store import State
@@ -41,6 +42,14 @@ def in_a_fresh_process(code: str) -> str:
 def test_a_sqlite_uri_that_is_no_absolute_file_is_refused(uri: str) -> None:
     with pytest.raises(ValidationError, match=re.escape(f"tracking.uri is '{uri}'")):
         Tracking(kind="sqlite", uri=uri)
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "server", "off"])
+def test_every_tracking_file_is_a_valid_choice(kind: str) -> None:
+    content = OmegaConf.to_container(OmegaConf.load(ROOT / "conf" / "tracking" / f"{kind}.yaml"))
+    assert isinstance(content, dict)
+    given_uri = {"uri": "http://host:5000"} if kind == "server" else {}
+    assert Tracking.model_validate({**content, **given_uri}).kind == kind
 
 
 def test_a_server_without_an_address_is_refused() -> None:
@@ -120,7 +129,8 @@ def assert_legal(name: str) -> None:
     """MLflow's documented rule: its characters, a path that is its own normal form and stays inside, 250 characters."""
     assert re.fullmatch(r"[A-Za-z0-9_\-. :/]{1,250}", name)
     assert posixpath.normpath(name) == name
-    assert not name.startswith(("/", "..")) and name != "."
+    assert not name.startswith(("/", ".."))
+    assert name != "."
 
 
 # -------------------------------------------------------------------------------------------------------------- records
@@ -160,7 +170,7 @@ def test_a_point_shows_what_varies_its_scores_and_how_it_was_made(tmp_path: Path
 def test_a_failed_point_says_why_and_marks_the_study(tmp_path: Path) -> None:
     store, study = made.make(tmp_path, fractions=(0.25,))
     made.fail(store, resolved(store, study.points)[study.points[0].name], "out of memory")
-    parent, records, pending = study_records(store, study)
+    _, records, pending = study_records(store, study)
     record = record_of(records, study.points[0].name)
     assert (record.status, record.tags["cpt.message"], pending) == ("FAILED", "out of memory", 3)
     made.finish(store, study)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import sysconfig
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -53,7 +54,7 @@ def top_level_pieces(source: str) -> Iterator[str]:
         return
     lines = source.splitlines(keepends=True)
     starts = [0, *(first_line(node) - 1 for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)), len(lines)]
-    for start, stop in zip(starts, starts[1:], strict=False):
+    for start, stop in pairwise(starts):
         piece = "".join(lines[start:stop]).strip()
         if SHORTEST <= len(piece) <= LONGEST:
             yield piece

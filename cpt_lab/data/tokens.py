@@ -68,6 +68,11 @@ def read_tokens(folder: Path, *, tokenizer: Path | None = None) -> np.ndarray:
     return np.memmap(folder / FILE, dtype=manifest["dtype"], mode="r")
 
 
+def available_tokens(folder: Path) -> int:
+    """How many tokens the file holds, EOS included."""
+    return int(read_manifest(folder)["tokens"])
+
+
 def check_budget(part: Part, available: int) -> None:
     """ValueError if the part asks for more tokens than there are, unless it may repeat them."""
     if part.tokens > available and not part.oversample:

@@ -18,7 +18,7 @@ class NonFiniteLogits(ValueError):
     """The model says NaN or infinity."""
 
 
-class LanguageModel(HFLM):  # type: ignore[misc]  # the harness has no types
+class LanguageModel(HFLM):
     """Answers exactly as the harness's `hf` model does, in batches that depend on the requests alone.
 
     It holds no answers: the same weights say the same, whatever was asked before. `on_rows` is told how many rows went through the model.
@@ -45,7 +45,7 @@ class LanguageModel(HFLM):  # type: ignore[misc]  # the harness has no types
         return super()._loglikelihood_tokens(requests, disable_tqdm=True, override_bs=override_bs)
 
 
-class _FiniteLogits(LogitsProcessor):  # type: ignore[misc]  # transformers is not followed by the type checker
+class _FiniteLogits(LogitsProcessor):
     """Passes the scores of the next token on unchanged, if they are finite."""
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:  # noqa: ARG002

@@ -91,10 +91,12 @@ def load_harness_tasks(spec: Protocol) -> dict[str, Task]:
     KeyError with the nearest names for an unknown one; ValueError for a task that runs what the model writes, and where the data can be
     had neither from the hub nor from its cache.
     """
+    wanted = [task for task in spec.tasks if isinstance(task, HarnessTask)]
+    if not wanted:
+        return {}
     from lm_eval.tasks import TaskManager
 
-    wanted = [task for task in spec.tasks if isinstance(task, HarnessTask)]
-    manager = TaskManager() if wanted else None
+    manager = TaskManager()
     return {task.name: _load_harness_task(task, manager) for task in wanted}
 
 
@@ -146,7 +148,8 @@ def _with_requests(spec: Protocol, wanted: AnyTask, task: Task, tokenizer: Any) 
         task.build_all_requests(limit=limit, rank=0, world_size=1)
     requests = tuple(task.instances)
     prompts, scored = zip(*(_texts(request) for request in requests), strict=True)
-    return LoadedTask(wanted.name, task, requests, count_tokens(tokenizer, prompts), count_tokens(tokenizer, scored))
+    lengths = count_tokens(tokenizer, prompts, special=True), count_tokens(tokenizer, scored)
+    return LoadedTask(wanted.name, task, requests, *lengths)
 
 
 def _load_local(wanted: AnyTask, product: Path) -> Task:
@@ -173,9 +176,10 @@ def _texts(request: Instance) -> tuple[str, str]:
     return request.args[0], request.args[1]
 
 
-def count_tokens(tokenizer: Any, texts: tuple[str, ...] | list[str]) -> tuple[int, ...]:
-    """How many tokens each text has; an empty one has none."""
-    lengths = iter(len(ids) for ids in tokenizer([text for text in texts if text])["input_ids"]) if any(texts) else iter(())
+def count_tokens(tokenizer: Any, texts: tuple[str, ...] | list[str], *, special: bool = False) -> tuple[int, ...]:
+    """How many tokens each text has, with what the tokenizer puts before a text if `special`; an empty one has none."""
+    written = [text for text in texts if text]
+    lengths = iter([len(ids) for ids in tokenizer(written, add_special_tokens=special)["input_ids"]] if written else [])
     return tuple(next(lengths) if text else 0 for text in texts)
 
 

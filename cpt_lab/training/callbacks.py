@@ -9,7 +9,7 @@ import json
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +32,9 @@ class Diverged(ValueError):
 class Recorder(Callback):
     """Appends metrics to a jsonl file, tells the progress and stops a run whose loss is not finite."""
 
-    path: Path = Path("metrics.jsonl")
-    steps: int = 0
-    report: Callable[[float, float, str], None] = field(default=lambda done, total, unit: None)
+    path: Path
+    steps: int
+    report: Callable[[float, float, str], None]
     _since: tuple[float, int] = (0.0, 0)
 
     def pre_train(self) -> None:
@@ -54,6 +54,8 @@ class Recorder(Callback):
         self.report(self.trainer.global_train_tokens_seen, self.steps * self.trainer.global_batch_size, "tokens")
 
     def log_metrics(self, step: int, metrics: dict[str, float]) -> None:
+        if TRAIN_CE_LOSS_METRIC not in metrics:
+            return  # recorded before the first step of this process
         if step % max(1, self.steps // LINES) and step != self.steps:
             return
         line = {"step": step, "tokens": step * self.trainer.global_batch_size, **renamed(metrics)}
@@ -63,7 +65,8 @@ class Recorder(Callback):
 
     def _speed(self) -> float:
         started, tokens = self._since
-        return (self.trainer.global_train_tokens_seen - tokens) / max(time.perf_counter() - started, 1e-9)
+        seen: int = self.trainer.global_train_tokens_seen
+        return (seen - tokens) / max(time.perf_counter() - started, 1e-9)
 
 
 @dataclass

@@ -82,7 +82,8 @@ def build_train_module(shape: ModelShape, recipe: Recipe, *, start: Path | None,
     sequences = how.micro_batch_sequences or recipe.batch_sequences
     if recipe.batch_sequences % sequences:
         raise ValueError(
-            f"micro-batches of {sequences} sequences do not divide a batch of {recipe.batch_sequences}: choose a divisor of training.batch_sequences"
+            f"micro-batches of {sequences} sequences do not divide a batch of {recipe.batch_sequences}: "
+            "choose a divisor of training.batch_sequences"
         )
     optimiser = AdamWConfig(
         lr=recipe.lr,

@@ -55,15 +55,27 @@ def train(spec: TrainedCheckpoint, work: Workspace, *, tokens: list[Path], token
 
 
 def fit(trainer: Trainer) -> None:
-    """Run the trainer; a SIGINT or SIGTERM stops it with its state saved, goes on to the caller's handler, and ends here.
+    """Run the trainer. A SIGINT, SIGTERM or SIGUSR2 saves its state, stops it, and then reaches the caller's own handler.
 
-    InterruptedError if it was stopped.
+    InterruptedError if it was stopped and that handler came back.
     """
-    trainer.fit()
+    with usr2_cancels(trainer):
+        trainer.fit()
     if trainer.is_canceled:
         reason = str(trainer._cancel_reason)
-        signal.raise_signal(signal.SIGINT if "SIGINT" in reason else signal.SIGTERM)
+        signal.raise_signal(signal.Signals[reason.split()[0]])
         raise InterruptedError(f"training was interrupted at step {trainer.global_step} ({reason}): the same command goes on from there")
+
+
+@contextmanager
+def usr2_cancels(trainer: Trainer) -> Iterator[None]:
+    """Inside the block SIGUSR2, SLURM's warning before the time limit, stops the trainer as its own handlers do for SIGINT and SIGTERM."""
+    before = signal.getsignal(signal.SIGUSR2)
+    signal.signal(signal.SIGUSR2, lambda *_: trainer.cancel_run("SIGUSR2 received"))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGUSR2, before)
 
 
 def save_checkpoint(model: Transformer, shape: ModelShape, *, tokenizer: Path, folder: Path) -> None:

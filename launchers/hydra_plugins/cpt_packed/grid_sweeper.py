@@ -55,7 +55,13 @@ def expand(parser: OverridesParser, params: dict[str, str], grids: Sequence[dict
     given = {override.get_key_element().lstrip("+~") for override in parser.parse_overrides(list(arguments))}
     points: dict[tuple[str, ...], None] = {}
     for grid in grids or [{}]:
-        swept = [f"{key}={values}" for key, values in {**params, **grid}.items() if key not in given]
+        swept = [f"{key}={values}" for key, values in {**params, **grid}.items() if not _is_given(key, given)]
         (batch,) = BasicSweeper.split_arguments(parser.parse_overrides([*arguments, *swept]), max_batch_size=None)
         points.update(dict.fromkeys(map(tuple, batch)))
     return [list(point) for point in points]
+
+
+def _is_given(key: str, given: set[str]) -> bool:
+    """Whether the command line sets this key, or chooses the group it belongs to: criterion=x replaces a sweep of criterion.seed."""
+    parts = key.split(".")
+    return any(".".join(parts[:length]) in given for length in range(1, len(parts) + 1))

@@ -4,6 +4,8 @@ submitit writes and submits the batch files. All that it pickles is `os.execv` a
 the worker's exit code is the one that SLURM sees, and SLURM's signals reach the worker with nothing in between.
 """
 
+from __future__ import annotations
+
 import json
 import os
 import re
@@ -18,7 +20,6 @@ from typing import Any
 
 from cpt_lab.site import Site
 from cpt_lab.store import read_json, write_atomically
-
 
 SCRUBBED = ("SLURM_", "SBATCH_", "SRUN_", "SALLOC_", "PMI")  # of a job that submits: it would inherit them as options
 KEPT = "SLURM_CONF"  # where the cluster is

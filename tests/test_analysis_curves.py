@@ -1,0 +1,241 @@
+"""Tables, curves, the summary and the figure of a rewind study."""
+
+from __future__ import annotations
+
+import math
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import made_up_study as made
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from matplotlib.colors import to_hex
+
+from analysis import rewind_curve, summary
+from analysis.curves import Curve, curves, references
+from analysis.results import frame, gaps, is_share, metric_names
+from cpt_lab.store import Store
+from cpt_lab.study import Point, Study, resolved
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, Study]:
+    store, study = made.make(tmp_path_factory.mktemp("finished"))
+    made.finish(store, study)
+    return store, study
+
+
+@pytest.fixture(scope="module")
+def results(finished: tuple[Store, Study]) -> pd.DataFrame:
+    return frame(*finished)
+
+
+@pytest.fixture(scope="module")
+def with_gaps(tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
+    """One descending point failed, another not yet done; no other seed or direction shares their results."""
+    store, study = made.make(tmp_path_factory.mktemp("gaps"))
+    specs = resolved(store, study.points)
+    left_out = ("delta_norm-descending 0.5", "delta_norm-ascending 0.25")
+    made.finish(store, study.model_copy(update={"points": tuple(item for item in study.points if item.name not in left_out)}))
+    made.fail(store, specs[left_out[0]], "out of memory")
+    return frame(store, study)
+
+
+def curve(values: list[list[float]], fractions: tuple[float, ...] = (0.0, 0.5, 1.0)) -> Curve:
+    return Curve("random", "ascending", fractions, np.array(values), np.zeros((len(values), len(fractions))))
+
+
+# --------------------------------------------------------------------------------------------------------------- table
+
+
+def test_the_table_has_a_row_per_point_with_its_choices_scores_and_errors(results: pd.DataFrame) -> None:
+    assert len(results) == 20
+    row = results[results["name"] == "delta_norm-ascending 0.5"].iloc[0]
+    assert (row["criterion"], row["direction"], row["fraction"], row["state"]) == ("delta_norm", "ascending", 0.5, "done")
+    assert row[made.ACCURACY] == 0.7
+    assert row[f"{made.ACCURACY}__stderr"] == pytest.approx(math.sqrt(0.7 * 0.3 / 19))
+    assert math.isnan(row[f"{made.BITS}__stderr"])
+
+
+def test_the_table_knows_what_it_is_about(results: pd.DataFrame) -> None:
+    assert results.attrs["n"] == {made.ACCURACY: 20, made.BITS: 10}
+    assert (results.attrs["protocol"], results.attrs["question"]) == ("tiny", "Does it work?")
+    assert metric_names(results) == [made.ACCURACY, made.BITS]
+    assert (is_share(results, made.ACCURACY), is_share(results, made.BITS)) == (True, False)
+
+
+def test_points_that_share_weights_share_their_result(results: pd.DataFrame) -> None:
+    assert results[results["fraction"] == 0]["key"].nunique() == 1
+    assert results[results["fraction"] == 1]["key"].nunique() == 1
+
+
+def test_an_unfinished_point_has_its_state_and_no_scores(with_gaps: pd.DataFrame) -> None:
+    failed = with_gaps[with_gaps["name"] == "delta_norm-descending 0.5"].iloc[0]
+    assert (failed["state"], failed["message"]) == ("failed", "out of memory")
+    assert math.isnan(failed[made.ACCURACY])
+    assert gaps(with_gaps) == "1 of 20 points failed, 1 of 20 points not finished"
+
+
+def test_a_study_of_one_order_still_has_criterion_and_direction(finished: tuple[Store, Study]) -> None:
+    store, study = finished
+    points = tuple(item.model_copy(update={"varies": {"fraction": item.varies["fraction"]}}) for item in study.points[:5])
+    table = frame(store, study.model_copy(update={"points": points}))
+    assert set(table["criterion"]) == {"delta_norm"}
+    assert set(table["direction"]) == {"ascending"}
+
+
+def test_a_study_without_a_finished_point_has_nothing_to_show(tmp_path: Path) -> None:
+    table = frame(*made.make(tmp_path, fractions=(0.5,)))
+    with pytest.raises(ValueError, match="nothing to show yet"):
+        metric_names(table)
+
+
+def test_the_table_needs_neither_torch_nor_mlflow(finished: tuple[Store, Study]) -> None:
+    store, study = finished
+    code = f"""
+import sys; sys.path.insert(0, {str(ROOT)!r})
+from pathlib import Path
+from analysis import compare, results, summary
+from cpt_lab.store import Store
+from cpt_lab.study import load
+store = Store(Path({str(store.root)!r}))
+table = results.frame(store, load(store, {study.name!r}))
+summary.text(table)
+print(len(table), [name for name in ("torch", "mlflow", "transformers", "lm_eval") if name in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout == "20 []\n"
+
+
+# -------------------------------------------------------------------------------------------------------------- curves
+
+
+def test_there_is_a_curve_per_criterion_and_direction_and_seeds_are_its_rows(results: pd.DataFrame) -> None:
+    found = [(item.criterion, item.direction, item.values.shape) for item in curves(results, made.ACCURACY)]
+    assert found == [("delta_norm", "ascending", (1, 5)), ("delta_norm", "descending", (1, 5)), ("random", "ascending", (2, 5))]
+
+
+def test_a_curve_without_its_own_ends_takes_them_from_the_others(results: pd.DataFrame) -> None:
+    lacking = results[~((results["criterion"] != "delta_norm") & results["fraction"].isin([0.0, 1.0]))]
+    lacking.attrs = results.attrs
+    for item in curves(lacking, made.ACCURACY):
+        assert item.fractions == made.FRACTIONS
+        assert item.values[:, [0, -1]].tolist() == [[0.9, 0.1]] * len(item.values)
+
+
+def test_an_unfinished_point_is_a_gap(with_gaps: pd.DataFrame) -> None:
+    found = {item.direction: item for item in curves(with_gaps, made.ACCURACY) if item.criterion == "delta_norm"}
+    assert np.isnan(found["descending"].mean).tolist() == [False, False, True, False, False]
+    assert np.isnan(found["descending"].areas()).all()
+
+
+def test_mean_and_spread_leave_out_seeds_that_are_not_done() -> None:
+    item = curve([[1.0, 0.2, 0.0], [1.0, 0.6, 0.0], [1.0, math.nan, math.nan]])
+    assert item.mean == pytest.approx([1.0, 0.4, 0.0])
+    assert item.spread == pytest.approx([0.0, math.sqrt(0.08), 0.0])
+
+
+def test_one_seed_has_no_spread() -> None:
+    assert np.isnan(curve([[1.0, 0.5, 0.0]]).spread).all()
+
+
+@given(st.floats(0, 1), st.floats(0, 1))
+def test_the_area_under_a_straight_line_is_the_mean_of_its_ends(start: float, end: float) -> None:
+    assert curve([[start, (start + end) / 2, end]]).areas() == pytest.approx([(start + end) / 2])
+
+
+def test_the_tuned_model_and_points_that_rewind_nothing_are_reference_lines(finished: tuple[Store, Study]) -> None:
+    store, study = finished
+    plain = Point(name="base", varies={}, config={}, spec=made.Evaluation(checkpoint=made.BASE, protocol=made.PROTOCOL))
+    if not store.is_done(plain.spec):
+        made.score(store, plain.spec, 0.05)
+    table = frame(store, study.model_copy(update={"points": (*study.points, plain)}))
+    assert references(table, made.ACCURACY) == {"base": 0.05, "tuned, no head rewound": 0.9}
+    assert len(curves(table, made.ACCURACY)) == 3
+
+
+def test_a_study_that_rewinds_nothing_has_no_curve(results: pd.DataFrame) -> None:
+    table = results.assign(fraction=None)
+    table.attrs = results.attrs
+    with pytest.raises(ValueError, match="no points that rewind heads"):
+        curves(table, made.ACCURACY)
+
+
+# ------------------------------------------------------------------------------------------------------------- summary
+
+
+def test_the_summary_has_the_areas_and_their_difference_in_points(results: pd.DataFrame) -> None:
+    lines = {line.split("│")[1].strip(): line for line in summary.text(results).splitlines() if line.startswith("│")}
+    ascending = [round((0.9 - 0.8 * fraction**2) * 20) / 20 for fraction in made.FRACTIONS]
+    descending = [round((0.9 - 0.8 * fraction**0.5) * 20) / 20 for fraction in made.FRACTIONS]
+    areas = [25 * (sum(values) - (values[0] + values[-1]) / 2) for values in (ascending, descending)]
+    numbers = [float(number) for number in re.findall(r"[\d.]+", lines["delta norm ascending"])]
+    expected = [*(100 * value for value in ascending), areas[0], areas[0] - areas[1]]
+    assert numbers == pytest.approx(expected, abs=0.0501)  # one digit is shown
+
+
+def test_the_summary_names_what_is_missing(with_gaps: pd.DataFrame) -> None:
+    text = summary.text(with_gaps)
+    assert "1 of 20 points failed" in text
+    row = next(line for line in text.splitlines() if "delta norm descending" in line)
+    assert [cell.strip() for cell in row.split("│")[2:-1]] == ["90.0", "50.0", "-", "20.0", "10.0", "-", "-"]
+
+
+# -------------------------------------------------------------------------------------------------------------- figure
+
+
+def test_the_figure_has_two_panels_with_units_and_a_line_per_curve(results: pd.DataFrame) -> None:
+    figure = rewind_curve.printed(results)
+    left, right = figure.axes
+    assert (left.get_xlabel(), left.get_ylabel()) == ("Heads rewound to the base [%]", "tiny_math: exact match strict [%]")
+    assert right.get_ylabel() == "tiny_text: bits per byte  (lower is better)"
+    labels = left.get_legend_handles_labels()[1]
+    assert labels == ["delta norm ascending", "delta norm descending", "random (mean of 2)"]
+    lines = {line.get_label(): line for line in left.get_lines()}
+    assert list(lines["delta norm ascending"].get_ydata()) == pytest.approx([90, 85, 70, 45, 10])  # type: ignore[arg-type]
+
+
+def test_directions_differ_in_dashes_and_criteria_in_colour_and_marker(results: pd.DataFrame) -> None:
+    lines = {line.get_label(): line for line in rewind_curve.printed(results).axes[0].get_lines()}
+    ascending, descending, random = (lines[name] for name in ("delta norm ascending", "delta norm descending", "random (mean of 2)"))
+    assert (ascending.get_linestyle(), descending.get_linestyle()) == ("-", "--")
+    assert ascending.get_color() == descending.get_color() != random.get_color()
+    assert ascending.get_marker() != random.get_marker()
+    assert to_hex(str(descending.get_markerfacecolor())) == "#ffffff"
+
+
+def test_the_caption_says_sizes_protocol_and_gaps(with_gaps: pd.DataFrame) -> None:
+    text = " ".join(" ".join(item.get_text() for item in rewind_curve.printed(with_gaps).texts).split())
+    assert "Protocol tiny: 20 documents of tiny_math and 10 documents of tiny_text" in text
+    assert "1 of 20 points failed, 1 of 20 points not finished" in text
+
+
+def test_the_page_shows_the_same_numbers_as_the_print(results: pd.DataFrame) -> None:
+    printed, page = rewind_curve.build(results)
+    lines = {line.get_label(): line for line in printed.axes[0].get_lines()}
+    traces = [trace for trace in page.data if trace.name in lines and trace.xaxis == "x"]
+    assert [trace.name for trace in traces] == ["delta norm ascending", "delta norm descending", "random (mean of 2)"]
+    for trace in traces:
+        assert list(trace.y) == pytest.approx(list(lines[trace.name].get_ydata()))  # type: ignore[arg-type]
+        assert trace.line.dash == ("dash" if "descending" in trace.name else "solid")
+
+
+def test_the_same_results_give_the_same_files_and_the_page_needs_no_network(results: pd.DataFrame, tmp_path: Path) -> None:
+    first, second = (rewind_curve.write(results, tmp_path / name) for name in ("a", "b"))
+    assert [path.name for path in first] == ["rewind_curve.png", "rewind_curve.pdf", "rewind_curve.html"]
+    assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
+    assert not re.search(r"<(script|link)[^>]+(src|href)\s*=", first[2].read_text())
+    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == sorted(path.name for path in first)
+
+
+def test_a_study_of_one_task_has_one_panel(results: pd.DataFrame) -> None:
+    table = results.drop(columns=[made.BITS, f"{made.BITS}__stderr"])
+    table.attrs = {**results.attrs, "n": {made.ACCURACY: 20}}
+    assert len(rewind_curve.printed(table).axes) == 1

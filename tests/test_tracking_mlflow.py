@@ -1,0 +1,286 @@
+"""Tracking with a real MLflow on SQLite: whatever is killed, lost, raced or repeated, every run is there once."""
+
+from __future__ import annotations
+
+import shutil
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+import made_up_study as made
+import pytest
+
+from cpt_lab import tracking, tracking_client
+from cpt_lab.store import State, Store
+from cpt_lab.study import Study, resolved
+from cpt_lab.tracking import Synced, Tracking, TrackingUnavailable, initialise, log_figures, sync
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parent.parent
+FRACTIONS = (0.0, 0.5)
+RUNS = 4 * len(FRACTIONS) + 2  # points and training runs
+
+
+@pytest.fixture(scope="session")
+def ready_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One initialised database for all tests: making one takes seconds."""
+    folder = tmp_path_factory.mktemp("database")
+    initialise(Tracking(uri=f"sqlite:///{folder}/mlflow.db", artifact_root=str(folder / "artifacts")))
+    return folder
+
+
+@pytest.fixture
+def made_up(tmp_path: Path, ready_database: Path) -> tuple[Store, Study, Tracking]:
+    """A finished study, not yet in MLflow."""
+    store, study = made.make(tmp_path / "results", fractions=FRACTIONS)
+    made.finish(store, study)
+    settings = Tracking().within(store.root)
+    settings.database.parent.mkdir(parents=True)
+    for name in ("mlflow.db", "mlflow.db.ready.json"):
+        shutil.copyfile(ready_database / name, settings.database.with_name(name))
+    return store, study, settings
+
+
+def query(settings: Tracking, text: str) -> list[tuple[object, ...]]:
+    """Rows of MLflow's own tables: an independent look at what was written."""
+    database = sqlite3.connect(settings.database)
+    try:
+        return database.execute(text).fetchall()
+    finally:
+        database.close()
+
+
+def statuses(settings: Tracking) -> dict[str, str]:
+    rows = query(settings, "select name, status from runs where experiment_id != 0")
+    assert len(rows) == len(dict(rows)), "a name twice"  # type: ignore[arg-type]
+    return {str(name): str(status) for name, status in rows}
+
+
+def python(code: str) -> subprocess.Popen[str]:
+    search = [str(ROOT), str(ROOT / "tests")]
+    return subprocess.Popen([sys.executable, "-c", f"import sys; sys.path[:0] = {search!r}\n{code}"], text=True, cwd=ROOT)
+
+
+def sync_in(store: Store, study: Study, before: str = "") -> str:
+    """Code of a process that syncs."""
+    return f"""
+from pathlib import Path
+from cpt_lab import tracking, tracking_client
+from cpt_lab.store import Store
+from cpt_lab.study import load
+store = Store(Path({str(store.root)!r}))
+{before}
+tracking.sync(store, load(store, {study.name!r}), tracking.Tracking())
+"""
+
+
+def test_every_point_and_training_run_is_one_child_of_the_study(made_up: tuple[Store, Study, Tracking]) -> None:
+    store, study, settings = made_up
+    assert sync(store, study, settings) == Synced(created=RUNS)
+    assert statuses(settings) == dict.fromkeys(
+        [*(point.name for point in study.points), *(run.label() for run in (made.BASE, made.TUNED)), study.name], "FINISHED"
+    )
+    (parent,) = query(settings, "select run_uuid from runs where name = 'made_up'")[0]
+    children = query(settings, f"select count(*) from tags where key = 'mlflow.parentRunId' and value = '{parent}'")
+    assert children == [(RUNS,)]
+    assert query(settings, "select count(*) from runs where experiment_id = 0") == [(0,)]
+
+
+def test_scores_stand_at_their_fraction_and_training_at_its_tokens(made_up: tuple[Store, Study, Tracking]) -> None:
+    store, study, settings = made_up
+    sync(store, study, settings)
+    scores = f"select distinct m.step from metrics m join runs r using (run_uuid) where r.name like 'delta%' and m.key = '{made.ACCURACY}'"
+    assert sorted(query(settings, scores)) == [(0,), (500,)]
+    losses = f"select m.step, m.value from metrics m join runs r using (run_uuid) where r.name = '{made.TUNED.label()}' and m.key = 'loss'"
+    assert sorted(query(settings, losses)) == [(32 * step, 5 / step) for step in range(1, 11)]
+
+
+def test_artifacts_hold_the_configuration_the_ranking_and_the_spec(made_up: tuple[Store, Study, Tracking]) -> None:
+    store, study, settings = made_up
+    sync(store, study, settings)
+    (uri,) = query(settings, "select artifact_uri from runs where name = 'delta_norm-ascending 0.5'")[0]
+    folder = Path(str(uri).removeprefix("file://"))
+    assert {path.name for path in folder.iterdir()} == {"config.json", "spec.json", "results.json", "ranking.json"}
+
+
+def test_a_second_sync_with_nothing_new_changes_nothing_and_needs_no_mlflow(
+    made_up: tuple[Store, Study, Tracking], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, study, settings = made_up
+    sync(store, study, settings)
+    before = settings.database.read_bytes()
+    monkeypatch.setattr(tracking_client, "connected", None)
+    assert sync(store, study, settings) == Synced(unchanged=RUNS)
+    assert settings.database.read_bytes() == before
+
+
+def test_a_lost_cache_makes_no_duplicates_of_runs_or_values(made_up: tuple[Store, Study, Tracking]) -> None:
+    store, study, settings = made_up
+    sync(store, study, settings)
+    values = query(settings, "select count(*) from metrics")
+    (store.root / "studies" / study.name / "mlflow.json").unlink()
+    assert sync(store, study, settings) == Synced(updated=RUNS)
+    assert len(statuses(settings)) == RUNS + 1
+    assert query(settings, "select count(*) from metrics") == values
+
+
+def test_a_sync_killed_between_creating_and_remembering_leaves_no_duplicates(made_up: tuple[Store, Study, Tracking]) -> None:
+    store, study, settings = made_up
+    kill = """
+import os, signal
+write = tracking_client.write_run
+def write_two(client, run, record, written=[]):
+    if len(written) == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    written.append(record)
+    write(client, run, record)
+tracking_client.write_run = write_two
+"""
+    assert python(sync_in(store, study, kill)).wait() == -9
+    assert not (store.root / "studies" / study.name / "mlflow.json").exists()
+    assert sorted(statuses(settings).values()) == ["FINISHED", "FINISHED", "RUNNING", "RUNNING"]
+    assert sync(store, study, settings) == Synced(created=RUNS - 3, updated=3)
+    assert set(statuses(settings).values()) == {"FINISHED"}
+    assert len(statuses(settings)) == RUNS + 1
+
+
+def test_two_processes_that_sync_at_once_make_no_duplicates(made_up: tuple[Store, Study, Tracking]) -> None:
+    store, study, settings = made_up
+    both = [python(sync_in(store, study)) for _ in range(2)]
+    assert [process.wait() for process in both] == [0, 0]
+    assert len(statuses(settings)) == RUNS + 1
+    assert set(statuses(settings).values()) == {"FINISHED"}
+
+
+def test_two_processes_may_initialise_one_new_database(tmp_path: Path) -> None:
+    code = f"""
+from pathlib import Path
+from cpt_lab.tracking import Tracking, initialise
+initialise(Tracking().within(Path({str(tmp_path)!r})))
+"""
+    assert [process.wait() for process in [python(code) for _ in range(2)]] == [0, 0]
+    settings = Tracking().within(tmp_path)
+    assert query(settings, "select count(*) from experiments where name = 'cpt_lab'") == [(1,)]
+    assert [path.name for path in settings.database.parent.iterdir() if path.name.startswith(".")] == []
+
+
+def test_a_failure_becomes_a_success_in_the_same_run(tmp_path: Path, made_up: tuple[Store, Study, Tracking]) -> None:
+    _, _, settings = made_up
+    store, study = made.make(tmp_path / "other", fractions=(0.5,))
+    name = study.points[0].name
+    made.fail(store, resolved(store, study.points)[name], "out of memory")
+    sync(store, study, settings)
+    failed = query(settings, f"select run_uuid, status from runs where name = '{name}'")
+    message = f"select value from tags where run_uuid = '{failed[0][0]}' and key = 'cpt.message'"
+    assert (failed[0][1], query(settings, message)) == ("FAILED", [("out of memory",)])
+    made.finish(store, study)
+    sync(store, study, settings)
+    assert query(settings, f"select run_uuid, status from runs where name = '{name}'") == [(failed[0][0], "FINISHED")]
+    assert query(settings, message) == [("",)]
+
+
+def test_studies_of_one_name_in_two_stores_are_two_parents(tmp_path: Path, made_up: tuple[Store, Study, Tracking]) -> None:
+    store, study, settings = made_up
+    sync(store, study, settings)
+    other, same_name = made.make(tmp_path / "other", fractions=FRACTIONS)
+    made.finish(other, same_name)
+    assert sync(other, same_name, settings) == Synced(created=RUNS)
+    assert query(settings, "select count(*) from runs where name = 'made_up'") == [(2,)]
+
+
+def test_after_a_server_was_away_a_later_sync_completes_the_view(made_up: tuple[Store, Study, Tracking]) -> None:
+    store, study, settings = made_up
+    with pytest.raises(TrackingUnavailable, match="track sync made_up"):
+        sync(store, study, Tracking(kind="server", uri="http://127.0.0.1:9"))
+    assert sync(store, study, settings) == Synced(created=RUNS)
+
+
+def test_mlflow_breaking_in_mid_sync_is_one_sentence_and_the_next_sync_completes(
+    made_up: tuple[Store, Study, Tracking], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, study, settings = made_up
+    with monkeypatch.context() as broken:
+        broken.setattr(tracking_client, "write_run", disk_full)
+        with pytest.raises(TrackingUnavailable, match="No space left"):
+            sync(store, study, settings)
+    assert sync(store, study, settings) == Synced(created=RUNS - 1, updated=1)
+
+
+def disk_full(*_: object) -> None:
+    raise OSError(28, "No space left on device")
+
+
+def test_a_database_that_somebody_deleted_is_made_and_filled_again(made_up: tuple[Store, Study, Tracking]) -> None:
+    store, study, settings = made_up
+    sync(store, study, settings)
+    settings.database.unlink()
+    assert sync(store, study, settings) == Synced(created=RUNS)
+    assert len(statuses(settings)) == RUNS + 1
+
+
+def test_a_run_that_the_study_no_longer_has_is_marked_and_closed(made_up: tuple[Store, Study, Tracking]) -> None:
+    store, study, settings = made_up
+    sync(store, study, settings)
+    dropped = study.points[0].name
+    query_write(settings, f"update runs set status = 'RUNNING' where name = '{dropped}'")
+    sync(store, study.model_copy(update={"points": study.points[1:]}), settings)
+    assert statuses(settings)[dropped] == "KILLED"
+    current = "select value from tags join runs using (run_uuid) where name = '{}' and key = 'cpt.current'"
+    assert query(settings, current.format(dropped)) == [("false",)]
+    sync(store, study, settings)
+    assert (query(settings, current.format(dropped)), statuses(settings)[dropped]) == ([("true",)], "FINISHED")
+
+
+def query_write(settings: Tracking, text: str) -> None:
+    database = sqlite3.connect(settings.database)
+    with database:
+        database.execute(text)
+    database.close()
+
+
+def test_points_that_finish_later_join_the_same_study(tmp_path: Path, made_up: tuple[Store, Study, Tracking]) -> None:
+    _, _, settings = made_up
+    store, study = made.make(tmp_path / "other", fractions=FRACTIONS)
+    assert sync(store, study, settings) == Synced(created=2, pending=8)
+    assert statuses(settings)["made_up"] == "SCHEDULED"
+    store.mark(resolved(store, study.points)[study.points[0].name], State.QUEUED)
+    sync(store, study, settings)
+    assert statuses(settings)["made_up"] == "RUNNING"
+    made.finish(store, study)
+    assert sync(store, study, settings) == Synced(created=8, unchanged=2)
+    assert statuses(settings)["made_up"] == "FINISHED"
+
+
+def test_figures_are_artifacts_of_the_study_and_logged_once(
+    tmp_path: Path, made_up: tuple[Store, Study, Tracking], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, study, settings = made_up
+    sync(store, study, settings)
+    figure = tmp_path / "curve.png"
+    figure.write_bytes(b"picture")
+    log_figures(store, study, settings, [figure])
+    (uri,) = query(settings, "select artifact_uri from runs where name = 'made_up'")[0]
+    assert (Path(str(uri).removeprefix("file://")) / "figures" / "curve.png").read_bytes() == b"picture"
+    monkeypatch.setattr(tracking.mlflow_side, "connected", None)
+    log_figures(store, study, settings, [figure])
+    assert sync(store, study, settings) == Synced(unchanged=RUNS)
+
+
+def test_a_deleted_experiment_is_named_with_the_way_out(made_up: tuple[Store, Study, Tracking]) -> None:
+    _, _, settings = made_up
+    query_write(settings, "update experiments set lifecycle_stage = 'deleted' where name = 'cpt_lab'")
+    settings.database.with_name("mlflow.db.ready.json").unlink()
+    with pytest.raises(TrackingUnavailable, match=r"experiment 'cpt_lab' .* is deleted: restore it"):
+        initialise(settings)
+
+
+def test_mlflow_accepts_the_names_we_make() -> None:
+    from mlflow.utils.validation import _validate_metric_name
+
+    from cpt_lab.tracking_records import legal_name
+
+    for name in ("pass@1,create_test", "a//b", "..", "", "é", "x" * 300, "tiny_math/exact_match_strict"):
+        _validate_metric_name(legal_name(name))
+    assert legal_name("tiny_math/exact_match_strict") == "tiny_math/exact_match_strict"
