@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from cpt_lab.evaluation.statistics import paired_difference
 from cpt_lab.specs import Spec, identity, key
 from cpt_lab.store import Store
-from cpt_lab.study import Point, resolved, scores
+from cpt_lab.study import Point, point_status, resolved, scores
 
 if TYPE_CHECKING:
     import pandas as pd
 
-Form = Literal["text", "markdown", "csv"]
 DOCUMENT = ["task", "document"]
 MISSING = "-"
 NOT_SHOWN = ("kind", "name")  # of specs: they follow from the rest
@@ -45,17 +44,23 @@ def compare(store: Store, points: Sequence[Point]) -> pd.DataFrame:
     return pd.DataFrame(list(rows.values()), index=index, columns=list(columns), dtype=object)
 
 
-def render(table: pd.DataFrame, form: Form = "text") -> str:
-    """The table of `compare` for people (text, markdown: `value ± error` in one cell) or for programs (csv: every number in full).
+def text(table: pd.DataFrame) -> str:
+    """The table of `compare` for the terminal, `value ± error` in one cell."""
+    lines = [["", *table.columns], *_lines(table)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    padded = ([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])] for line in lines)
+    return "\n".join("  ".join(line).rstrip() for line in padded) + "\n"
 
-    ValueError for an unknown form.
-    """
-    if form == "csv":
-        return str(table.to_csv())
-    if form not in ("text", "markdown"):
-        raise ValueError(f"unknown form {form!r}: choose text, markdown or csv")
-    rows = list(_lines(table))
-    return _markdown(rows, list(table.columns)) if form == "markdown" else _text(rows, list(table.columns))
+
+def markdown(table: pd.DataFrame) -> str:
+    """The same for a note or a pull request."""
+    lines = [["", *table.columns], ["---", *("---:" for _ in table.columns)], *_lines(table)]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines) + "\n"
+
+
+def csv(table: pd.DataFrame) -> str:
+    """The same for programs: every number in full, in a row of its own."""
+    return str(table.to_csv())
 
 
 # ----------------------------------------------------------------------------------------------------------------- rows
@@ -77,7 +82,7 @@ def _settings(points: Sequence[Point]) -> Rows:
 
 
 def _states(store: Store, columns: dict[str, Spec]) -> Rows:
-    states = [store.status(spec).state.value for spec in columns.values()]
+    states = [point_status(store, spec).state.value for spec in columns.values()]
     return {("result", "state"): states, ("result", "key"): [key(spec) for spec in columns.values()]}
 
 
@@ -105,7 +110,8 @@ def _difference(samples: pd.DataFrame | None, first: pd.DataFrame | None, metric
     """(mean, paired standard error, n) over the documents that both have."""
     if samples is None or first is None or metric not in samples or metric not in first:
         return None, None, 0
-    pairs = samples[[*DOCUMENT, metric]].merge(first[[*DOCUMENT, metric]], on=DOCUMENT, suffixes=("", " first")).dropna()
+    pairs = samples[[*DOCUMENT, metric]].merge(first[[*DOCUMENT, metric]], on=DOCUMENT, suffixes=("", " first"))
+    pairs = pairs.replace([np.inf, -np.inf], np.nan).dropna()  # a perplexity may be beyond the floats
     if pairs.empty:
         return None, None, 0
     return paired_difference(pairs[metric].to_numpy(float), pairs[f"{metric} first"].to_numpy(float))
@@ -167,15 +173,3 @@ def _cell(value: Any) -> str:
     if isinstance(value, list):
         return f"{len(value)} values"
     return MISSING if value is None else f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def _markdown(rows: list[list[str]], names: list[str]) -> str:
-    lines = [["", *names], ["---", *("---:" for _ in names)], *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines) + "\n"
-
-
-def _text(rows: list[list[str]], names: list[str]) -> str:
-    lines = [["", *names], *rows]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(names) + 1)]
-    padded = ([line[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True))] for line in lines)
-    return "\n".join("  ".join(line).rstrip() for line in padded) + "\n"

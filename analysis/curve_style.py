@@ -35,14 +35,14 @@ FRACTION_LABEL = "Heads rewound to the base [%]"
 
 
 def style(curve: Curve, others: list[str]) -> Style:
-    """The criterion's own style; criteria without one share a few by their place in `others`."""
-    if curve.criterion in STYLES:
-        return STYLES[curve.criterion]
-    return OTHERS[others.index(curve.criterion) % len(OTHERS)]
+    """The criterion's own style; others share a few by their place in `others`."""
+    if curve.family in STYLES:
+        return STYLES[curve.family]
+    return OTHERS[others.index(curve.family) % len(OTHERS)]
 
 
 def unstyled(drawn: list[Curve]) -> list[str]:
-    return list(dict.fromkeys(curve.criterion for curve in drawn if curve.criterion not in STYLES))
+    return list(dict.fromkeys(curve.family for curve in drawn if curve.family not in STYLES))
 
 
 def panels(table: pd.DataFrame) -> list[str]:
@@ -52,6 +52,11 @@ def panels(table: pd.DataFrame) -> list[str]:
     elsewhere = [name for name in names if name.split("/")[0] != task]
     beside = [name for name in elsewhere if name.endswith("bits_per_byte")] or elsewhere
     return names[:1] + beside[:1]
+
+
+def headline(table: pd.DataFrame) -> str:
+    """The study's question, or its name if it asks none."""
+    return str(table.attrs["question"] or table.attrs["study"])
 
 
 def scale(table: pd.DataFrame, metric: str) -> float:

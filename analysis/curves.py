@@ -27,13 +27,20 @@ class Curve:
     fractions: tuple[float, ...]
     values: Values  # seeds x fractions
     errors: Values  # standard errors over documents, seeds x fractions
+    also: str = ""  # what else the sweep varies: "kv=never"
+
+    @property
+    def family(self) -> str:
+        """What curves of one colour have in common: the criterion, and what else the sweep varies."""
+        return f"{self.criterion}, {self.also}" if self.also else self.criterion
 
     @property
     def label(self) -> str:
         """`criterion direction` in plain words; the reverse of a random order is another random order."""
         direction = {"ascending": "", "descending": " reversed"}[self.direction] if self.criterion == "random" else f" {self.direction}"
         many = f" (mean of {len(self.values)})" if len(self.values) > 1 else ""
-        return f"{self.criterion.replace('_', ' ')}{direction}{many}"
+        also = f", {self.also}" if self.also else ""
+        return f"{self.criterion.replace('_', ' ')}{direction}{also}{many}"
 
     @property
     def mean(self) -> Values:
@@ -58,9 +65,9 @@ def curves(table: pd.DataFrame, metric: str) -> list[Curve]:
     rewound = table[table["fraction"].notna() & table["criterion"].notna()] if "fraction" in table else table.iloc[:0]
     if rewound.empty:
         raise ValueError(f"study {table.attrs.get('study', '')!r} has no points that rewind heads by a ranking: there is no curve to draw")
-    ends = {end: _end(rewound, metric, end) for end in ENDS}
-    groups = rewound.groupby(["criterion", "direction"], sort=False)
-    return [_curve(str(criterion), str(direction), rows, metric, ends=ends) for (criterion, direction), rows in groups]
+    others = [name for name in table.attrs["varies"] if name not in ("criterion", "direction", "fraction") and not name.endswith("seed")]
+    groups = rewound.groupby(["criterion", "direction", *others], sort=False, dropna=False)
+    return [_curve(names, rows, metric, others=others, alike=_alike(rewound, rows, others)) for names, rows in groups]
 
 
 def references(table: pd.DataFrame, metric: str) -> dict[str, float]:
@@ -75,13 +82,22 @@ def references(table: pd.DataFrame, metric: str) -> dict[str, float]:
     return lines
 
 
-def _curve(criterion: str, direction: str, rows: pd.DataFrame, metric: str, *, ends: dict[float, tuple[float, float]]) -> Curve:
+def _alike(rewound: pd.DataFrame, rows: pd.DataFrame, others: list[str]) -> pd.DataFrame:
+    """The points that differ from these in criterion and direction only: at the ends their weights are the same."""
+    same = [rewound[name].map(str) == str(rows[name].iloc[0]) for name in others]
+    return rewound[np.logical_and.reduce(same)] if same else rewound
+
+
+def _curve(names: tuple[Any, ...], rows: pd.DataFrame, metric: str, *, others: list[str], alike: pd.DataFrame) -> Curve:
+    ends = {end: _end(alike, metric, end) for end in ENDS}
     known = [end for end, (value, _) in ends.items() if np.isfinite(value)]
     fractions = sorted({float(fraction) for fraction in rows["fraction"]} | set(known))
-    seeds = [seed_rows for _, seed_rows in rows.groupby("seed", sort=True, dropna=False)]
+    repeats = [name for name in rows.columns if name.endswith("seed")]
+    seeds = [seed_rows for _, seed_rows in rows.groupby(repeats, sort=True, dropna=False)]
     points = [_along(seed_rows, metric, fractions, ends) for seed_rows in seeds]
     values, errors = (np.array([[pair[which] for pair in row] for row in points]) for which in (0, 1))
-    return Curve(criterion, direction, tuple(fractions), values, errors)
+    also = ", ".join(f"{name}={value}" for name, value in zip(others, names[2:], strict=True))
+    return Curve(str(names[0]), str(names[1]), tuple(fractions), values, errors, also)
 
 
 def _along(rows: pd.DataFrame, metric: str, fractions: list[float], ends: dict[float, tuple[float, float]]) -> list[tuple[float, float]]:

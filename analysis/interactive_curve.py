@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from analysis.curve_style import FRACTION_LABEL, Style, axis_label, caption, panels, scale, style, unstyled
+from analysis.curve_style import FRACTION_LABEL, Style, axis_label, caption, headline, panels, scale, style, unstyled
 from analysis.curves import Curve, curves, references
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ LINE_CHARACTERS = 130
 BAND_ALPHA = 0.18
 
 
-def interactive(results: pd.DataFrame) -> Any:
+def interactive(results: pd.DataFrame, title: str = "") -> Any:
     """The plotly figure; ValueError if nothing is finished or nothing rewound."""
     from plotly.subplots import make_subplots
 
@@ -34,7 +34,7 @@ def interactive(results: pd.DataFrame) -> Any:
             figure.add_hline(factor * value, line=line, annotation_text=name, annotation_position="top right", row=1, col=column)
         figure.update_xaxes(title_text=FRACTION_LABEL, row=1, col=column)
         figure.update_yaxes(title_text=axis_label(results, metric), row=1, col=column)
-    _lay_out(figure, results, metrics)
+    _lay_out(figure, results, metrics, title or headline(results))
     return figure
 
 
@@ -82,16 +82,16 @@ def _band(at: Any, mean: Any, spread: Any, look: Style, group: dict[str, str]) -
     )
 
 
-def _lay_out(figure: Any, results: pd.DataFrame, metrics: list[str]) -> None:
+def _lay_out(figure: Any, results: pd.DataFrame, metrics: list[str], title: str) -> None:
     text = "<br>".join(textwrap.wrap(caption(results, curves(results, metrics[0])), LINE_CHARACTERS))
     note = {"text": text, "showarrow": False, "xref": "paper", "yref": "paper", "align": "left"}
     place = {"x": 0, "y": -0.3, "xanchor": "left", "yanchor": "top", "font": {"size": 12, "color": "#555555"}}
-    title = "<br>".join(textwrap.wrap(results.attrs["question"] or results.attrs["study"], LINE_CHARACTERS))
+    heading = "<br>".join(textwrap.wrap(title, LINE_CHARACTERS))
     figure.add_annotation({**note, **place})
     figure.update_xaxes(range=[-3, 103], showgrid=True, gridcolor="#E6E6E6", linecolor="#444444", zeroline=False)
     figure.update_yaxes(showgrid=True, gridcolor="#E6E6E6", linecolor="#444444", zeroline=False)
     figure.update_layout(
-        title={"text": f"<b>{title}</b>", "x": 0.01, "xanchor": "left"},
+        title={"text": f"<b>{heading}</b>", "x": 0.01, "xanchor": "left"},
         font=FONT,
         plot_bgcolor="white",
         paper_bgcolor="white",

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from cpt_lab.specs import Evaluation, Spec, TopOf, key
 from cpt_lab.store import State, Store
-from cpt_lab.study import Point, Study, resolved, scores
+from cpt_lab.study import Point, Study, point_status, resolved, scores
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -19,7 +19,8 @@ def frame(store: Store, study: Study) -> pd.DataFrame:
     """One row per point: name, what varies, state, message, each metric's `<task>/<metric>` and `<task>/<metric>__stderr`, key.
 
     Rewound points always have the columns criterion, direction, fraction and seed, whether the study varies them or not. `attrs` holds
-    study, question, protocol, primary (the name of the main metric), n (documents per metric) and higher_is_better (per metric).
+    study, question, varies (the columns of the sweep), protocol, primary (the name of the main metric), and per metric n (documents) and
+    higher_is_better.
     """
     import pandas as pd
 
@@ -31,6 +32,7 @@ def frame(store: Store, study: Study) -> pd.DataFrame:
     table.attrs = {
         "study": study.name,
         "question": study.question,
+        "varies": list(dict.fromkeys(name for point in study.points for name in point.varies)),
         "protocol": next((point.spec.protocol.name for point in study.points if isinstance(point.spec, Evaluation)), ""),
         "primary": next((results["primary"] for results in found.values() if results), ""),
         "n": {name: metric["n"] for name, metric in metrics.items()},
@@ -77,7 +79,7 @@ def _rewound(spec: Spec) -> dict[str, Any]:
 
 
 def _outcome(store: Store, spec: Spec, results: dict[str, Any]) -> dict[str, Any]:
-    status = store.status(spec)
+    status = point_status(store, spec)
     columns: dict[str, Any] = {"state": status.state.value, "message": status.message}
     for name, metric in results.get("metrics", {}).items():
         columns[name] = _number(metric["value"])

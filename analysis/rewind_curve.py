@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from analysis.curve_style import FRACTION_LABEL, Style, axis_label, caption, panels, scale, style, unstyled
+from analysis.curve_style import FRACTION_LABEL, Style, axis_label, caption, headline, panels, scale, style, unstyled
 from analysis.curves import Curve, curves, references
 
 if TYPE_CHECKING:
@@ -45,20 +45,21 @@ DPI = 200
 STAGGER = 0.35  # percent of heads: curves of one value must not hide each other's error bars
 
 
-def build(results: pd.DataFrame) -> tuple[Figure, Any]:
-    """The matplotlib and the plotly figure of a `results.frame`; ValueError if nothing is finished or nothing rewound.
+def build(results: pd.DataFrame, title: str = "") -> tuple[Figure, Any]:
+    """The matplotlib and the plotly figure of a `results.frame`; without a title, the study's question is one.
 
     One line per criterion and direction (ascending solid, descending dashed), random orders as their mean with a band of one standard
     deviation, standard errors as bars, the tuned model and other reference points as horizontal lines, unfinished points as gaps.
+    ValueError if nothing is finished or nothing rewound.
     """
     from analysis.interactive_curve import interactive
 
-    return printed(results), interactive(results)
+    return printed(results, title), interactive(results, title)
 
 
-def write(results: pd.DataFrame, folder: Path, name: str = "rewind_curve") -> list[Path]:
+def write(results: pd.DataFrame, folder: Path, *, title: str = "", name: str = "rewind_curve") -> list[Path]:
     """Write `name`.png, .pdf and .html (complete in itself: no network) and return their paths; the same results give the same bytes."""
-    figure, page = build(results)
+    figure, page = build(results, title)
     folder.mkdir(parents=True, exist_ok=True)
     html = page.to_html(include_plotlyjs=True, full_html=True, div_id=name, default_height="640px")
     return [
@@ -68,17 +69,17 @@ def write(results: pd.DataFrame, folder: Path, name: str = "rewind_curve") -> li
     ]
 
 
-def printed(results: pd.DataFrame) -> Figure:
+def printed(results: pd.DataFrame, title: str = "") -> Figure:
     """The figure for print; errors as `build`."""
     import matplotlib
     from matplotlib.figure import Figure
 
     metrics = panels(results)
     count = len(metrics)
-    title = textwrap.wrap(results.attrs["question"] or results.attrs["study"], TITLE_WIDTH[count])
+    heading = textwrap.wrap(title or headline(results), TITLE_WIDTH[count])
     note = textwrap.wrap(caption(results, curves(results, metrics[0])), CAPTION_WIDTH[count])
     columns, rows = _legend_grid(len(curves(results, metrics[0])), count)
-    above, below = LINE * (1.3 * len(title) + rows + 1.2), MARGIN["below"] + LINE * len(note)
+    above, below = LINE * (1.3 * len(heading) + rows + 1.2), MARGIN["below"] + LINE * len(note)
     width, height = WIDTH[count], above + PANEL_HEIGHT + below
     with matplotlib.rc_context(FACE):
         figure = Figure(figsize=(width, height))
@@ -89,8 +90,8 @@ def printed(results: pd.DataFrame) -> Figure:
         figure.subplots_adjust(MARGIN["left"] / width, below / height, 1 - MARGIN["right"] / width, 1 - above / height)
         figure.subplots_adjust(wspace=MARGIN["between"] / panel)
         left = 0.16 / width
-        heading: dict[str, Any] = {"va": "top", "fontsize": 12.5, "fontweight": "bold", "color": "#111111", "linespacing": 1.25}
-        figure.text(left, 1 - 0.12 / height, "\n".join(title), **heading)
+        look: dict[str, Any] = {"va": "top", "fontsize": 12.5, "fontweight": "bold", "color": "#111111", "linespacing": 1.25}
+        figure.text(left, 1 - 0.12 / height, "\n".join(heading), **look)
         figure.text(left, 0.1 / height, "\n".join(note), va="bottom", fontsize=8.5, color="#555555", linespacing=1.35)
         _legend(figure, axes[0], (left, 1 - (above - (rows / 2 + 0.5) * LINE) / height), columns)
     return figure

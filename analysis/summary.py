@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from analysis.curve_style import scale
 from analysis.curves import Curve, curves
-from analysis.results import gaps, is_share, metric_names
+from analysis.results import STDERR, gaps, is_share, metric_names
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -24,11 +24,13 @@ def table(results: pd.DataFrame, metric: str | None = None) -> Table:
 
     AUC is the trapezoid over the fraction rewound (P eq. 17) and AUC-diff = |AUC descending - AUC ascending| (P eq. 18), both in points of
     the metric (percent, where it is a share) times fraction. Random orders: mean ± standard deviation over the seeds.
-    ValueError if nothing is finished or nothing rewound.
+    A study that rewinds nothing has a line per point and a column per metric instead. ValueError if nothing is finished.
     """
     from rich.table import Table
 
     metric = metric or metric_names(results)[0]
+    if results[["criterion", "fraction"]].isna().any(axis=1).all():
+        return _points(results)
     drawn, factor = curves(results, metric), scale(results, metric)
     fractions = sorted({fraction for curve in drawn for fraction in curve.fractions})
     unit, digits = (" [%]", 1) if is_share(results, metric) else ("", 3)
@@ -40,7 +42,7 @@ def table(results: pd.DataFrame, metric: str | None = None) -> Table:
     for curve in drawn:
         columns = dict(zip(curve.fractions, curve.values.T, strict=True))
         cells = [_cell(factor * columns.get(fraction, nothing), digits) for fraction in fractions]
-        difference = _number(factor * differences[curve.criterion], digits)
+        difference = _number(factor * differences[curve.family], digits)
         sheet.add_row(curve.label, *cells, _cell(factor * curve.areas(), digits), difference)
     return sheet
 
@@ -55,13 +57,27 @@ def text(results: pd.DataFrame, metric: str | None = None, *, width: int = 160) 
     return captured.get()
 
 
+def _points(results: pd.DataFrame) -> Table:
+    from rich.table import Table
+
+    metrics = metric_names(results)
+    sheet = Table(caption=gaps(results) or None)
+    for heading in ("point", "state", *metrics):
+        sheet.add_column(heading)
+    for _, row in results.iterrows():
+        pairs = ((row[metric], row[f"{metric}{STDERR}"]) for metric in metrics)
+        cells = (_number(value, 4) + ("" if math.isnan(error) else f" ± {error:.4f}") for value, error in pairs)
+        sheet.add_row(str(row["name"]), str(row["state"]), *cells)
+    return sheet
+
+
 def _differences(drawn: list[Curve]) -> dict[str, float]:
     """Criterion -> |AUC descending - AUC ascending|, of the means over seeds; NaN where a direction is missing or has a gap."""
-    areas = {(curve.criterion, curve.direction): float(np.mean(curve.areas())) for curve in drawn}
+    areas = {(curve.family, curve.direction): float(np.mean(curve.areas())) for curve in drawn}
     nothing = float("nan")
     return {
         name: abs(areas.get((name, "descending"), nothing) - areas.get((name, "ascending"), nothing))
-        for name in dict.fromkeys(curve.criterion for curve in drawn)
+        for name in dict.fromkeys(curve.family for curve in drawn)
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -20,6 +21,7 @@ from cpt_lab.store import Store
 from cpt_lab.study import Point, Study
 
 BAD_INPUT, SOME_FAILED = 2, 1
+NO_PLACE = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM))  # of writing: the user's to mend
 HELP = """\
 python -m cpt_lab [VERB] [+experiment=NAME] [KEY=VALUE ...]     (cpt-lab is the same)
 
@@ -68,6 +70,11 @@ def run(arguments: list[str] | None = None) -> None:
     except BrokenPipeError:  # `... | head` has read enough
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115  (the interpreter flushes it at exit)
         code = 0
+    except OSError as error:
+        if error.errno not in NO_PLACE:
+            raise
+        print(f"error: {report.sentence(error)}", file=sys.stderr)
+        code = BAD_INPUT
     sys.exit(code)
 
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from omegaconf import MISSING
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from cpt_lab import specs
 from cpt_lab.execution import Execution
-from cpt_lab.interventions import INTERVENTIONS, Rewind
+from cpt_lab.interventions import INTERVENTIONS
+from cpt_lab.interventions.rewind import Rewind
 from cpt_lab.names import unknown
 from cpt_lab.site import Site
 from cpt_lab.study import Point, Value
@@ -20,6 +22,9 @@ from cpt_lab.tracking_settings import Tracking
 
 class _Model(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+_Chosen = TypeVar("_Chosen", bound=_Model)
 
 
 class HubModel(_Model):
@@ -59,9 +64,43 @@ class PretrainConfig(_Model):
     training: specs.Recipe
 
 
+class RewindConfig(_Model):
+    name: Literal["rewind"]
+    fraction: Annotated[float, Field(ge=0, le=1)] | None = None
+    direction: str
+    kv: Literal["when_group_complete", "with_first", "never"]
+    roles: tuple[str, ...]
+    heads: tuple[specs.Head, ...] | None
+
+    @field_validator("fraction", mode="before")
+    @classmethod
+    def _is_a_share(cls, fraction: Any) -> Any:
+        number = isinstance(fraction, int | float) and not isinstance(fraction, bool)
+        if fraction not in (None, MISSING) and not (number and 0 <= fraction <= 1):
+            raise ValueError(f"got {fraction!r}, allowed is a share of the heads between 0 and 1")
+        return None if fraction == MISSING else fraction
+
+    @model_validator(mode="after")
+    def _says_which(self) -> RewindConfig:
+        if self.heads is None and self.fraction is None:
+            raise ValueError(
+                "intervention=rewind must know which heads: set intervention.fraction=0.5, or intervention.heads=[[LAYER,HEAD],...]"
+            )
+        return self
+
+
 class CriterionConfig(_Model):
     name: str
     seed: int | None = None
+
+    @field_validator("name")
+    @classmethod
+    def _is_known(cls, name: str) -> str:
+        from cpt_lab.orderings import CRITERIA
+
+        if name not in CRITERIA:
+            raise ValueError(unknown("criterion", name, CRITERIA))
+        return name
 
 
 class ProtocolConfig(_Model):
@@ -133,21 +172,36 @@ def parse(data: dict[str, Any]) -> Config:
         raise ValueError(explain(error)) from None
 
 
-def explain(error: ValidationError) -> str:
-    """The first problem of a validation in one sentence: where, what was got, what is allowed."""
+def explain(error: ValidationError, model: type[BaseModel] = Config, place: str = "") -> str:
+    """The first problem of validating a model that stands at `place`, in one sentence: where, what was got, what is allowed."""
     first = error.errors()[0]
-    where = ".".join(str(part) for part in first["loc"]) or "the configuration"
+    inside = ".".join(map(str, first["loc"]))
+    where = ".".join(filter(None, (place, inside))) or "the configuration"
     if first["type"] == "value_error":
         return f"{where}: {first['ctx']['error']}" if first["loc"] else str(first["ctx"]["error"])
     if first["type"] == "extra_forbidden":
-        return f"{where}: no such setting; see `python -m cpt_lab --cfg job` for all of them"
-    got = "" if first["type"] == "missing" else f" (got {first['input']!r})"
-    return f"{where}: {first['msg'][0].lower()}{first['msg'][1:]}{got}"
+        above = where.rpartition(".")[0]
+        return unknown("setting", where, [f"{above}.{name}".lstrip(".") for name in known_settings(inside.rpartition(".")[0], model)])
+    if first["type"] == "missing" or first["input"] == MISSING:
+        return f"{where} is not given: set {where}=VALUE"
+    return f"{where}: {first['msg'][0].lower()}{first['msg'][1:]} (got {first['input']!r})"
+
+
+def known_settings(place: str, model: type[BaseModel] = Config) -> list[str]:
+    """The settings that may stand at a dotted place of the configuration, whether its files have them or not."""
+    for name in place.split(".") if place else []:
+        inner = model.model_fields[name].annotation if name in model.model_fields else None
+        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
+            return []
+        model = inner
+    return [field.alias or name for name, field in model.model_fields.items()]
 
 
 def settings(config: Config, experiment: str | None, cwd: Path) -> Settings:
     """The launch's settings; relative folders are meant from where the command was given."""
     study = config.study or experiment or "study"
+    _check_results(cwd / config.results)
+    _check_figures(config.figures)
     tracking = config.tracking.within(cwd / config.results)
     shared = {name: getattr(config, name) for name in Settings.model_fields if name not in ("study", "results", "tracking")}
     return Settings(study=study, results=cwd / config.results, tracking=tracking, **shared)
@@ -199,7 +253,9 @@ def _spec(config: Config) -> specs.Spec:
         case "spectra":
             from cpt_lab.orderings import DELTA_MEASURES
 
-            return specs.Spectra(checkpoint=_checkpoint(config, "tuned"), against=_checkpoint(config, "base"), measures=DELTA_MEASURES)
+            tuned, base = _checkpoint(config, "tuned"), _checkpoint(config, "base")
+            _same_shape(tuned, base)
+            return specs.Spectra(checkpoint=tuned, against=base, measures=DELTA_MEASURES)
         case "rank":
             return _ranking(config, str(config.intervention.get("direction", "descending")))
         case "materialize":
@@ -286,22 +342,37 @@ def _folder(part: str, path: str | None) -> specs.FolderCheckpoint:
 
     folder = Path(path).expanduser().absolute()
     digest = weights_digest(folder)
-    shape = shape_from_config(json.loads((folder / "config.json").read_text())).but(name=folder.name)
+    shape = shape_from_config(_read_config(folder)).but(name=folder.name)
     return specs.FolderCheckpoint(path=str(folder), weights_digest=digest, shape=shape)
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    try:
+        data = json.loads((folder / "config.json").read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"{folder} has no config.json that can be read ({error}): give the folder of a model in Hugging Face format"
+        ) from None
+    if not isinstance(data, dict):
+        raise ValueError(f"{folder}/config.json is no JSON object: give the folder of a model in Hugging Face format")
+    return data
 
 
 def _ranking(config: Config, direction: str) -> specs.Ranking:
     from cpt_lab.orderings import CRITERIA, ranking
 
     criterion = config.criterion
+    tuned, base = _checkpoint(config, "tuned"), _checkpoint(config, "base")
+    _same_shape(tuned, base)
     reference = None
-    if criterion.name in CRITERIA and "reference" in CRITERIA[criterion.name].reads:
+    if "reference" in CRITERIA[criterion.name].reads:
         reference = _checkpoint(config, "reference")
+        _same_shape(reference, base, names=("reference", "base"))
     return ranking(
         criterion.name,
         direction,
-        tuned=_checkpoint(config, "tuned"),
-        base=_checkpoint(config, "base"),
+        tuned=tuned,
+        base=base,
         reference=reference,
         seed=criterion.seed,
         roles=tuple(config.intervention.get("roles", ("q", "k", "v", "o"))),
@@ -321,17 +392,22 @@ def _patched(config: Config) -> specs.Checkpoint | specs.Patched:
 
 
 def _rewind(config: Config, base: specs.Checkpoint) -> Rewind:
-    chosen = config.intervention
-    if chosen.get("heads") is not None:
-        heads = specs.Heads(heads=tuple(map(tuple, chosen["heads"])))
+    chosen = _intervention(config, RewindConfig)
+    if chosen.heads is not None:
+        heads = specs.Heads(heads=chosen.heads)
         _heads_exist(heads, base.shape)
         select: specs.Selection = heads
     else:
-        fraction = chosen.get("fraction")
-        if not isinstance(fraction, int | float) or not 0 <= fraction <= 1:
-            raise ValueError(f"intervention.fraction: got {fraction!r}, allowed is a share of the heads between 0 and 1")
-        select = specs.TopOf(ranking=_ranking(config, str(chosen["direction"])), fraction=fraction)
-    return Rewind(base=base, select=select, kv=chosen["kv"])
+        assert chosen.fraction is not None
+        select = specs.TopOf(ranking=_ranking(config, chosen.direction), fraction=chosen.fraction)
+    return Rewind(base=base, select=select, kv=chosen.kv)
+
+
+def _intervention(config: Config, model: type[_Chosen]) -> _Chosen:
+    try:
+        return model.model_validate(config.intervention)
+    except ValidationError as error:
+        raise ValueError(explain(error, model, "intervention")) from None
 
 
 _BUILD = {"rewind": _rewind}
@@ -345,16 +421,20 @@ def _heads_exist(select: specs.Heads, shape: specs.ModelShape) -> None:
             )
 
 
-def _same_shape(tuned: specs.Checkpoint, base: specs.Checkpoint) -> None:
+def _same_shape(left: specs.Checkpoint, right: specs.Checkpoint, names: tuple[str, str] = ("tuned", "base")) -> None:
     """ValueError naming the first difference: of the sizes, then, where both are local folders, of the parameters."""
+    first, second = names
     for name in specs.ModelShape.model_fields:
-        left, right = getattr(tuned.shape, name), getattr(base.shape, name)
-        if left != right and name not in specs.ModelShape.NOT_IDENTITY:
-            raise ValueError(f"tuned and base are different architectures: {name} is {left} in tuned and {right} in base")
-    if isinstance(tuned, specs.FolderCheckpoint) and isinstance(base, specs.FolderCheckpoint):
+        one, other = getattr(left.shape, name), getattr(right.shape, name)
+        if one != other and name not in specs.ModelShape.NOT_IDENTITY:
+            raise ValueError(
+                f"{first} and {second} are different architectures: {name} is {one} in {first} and {other} in {second}: "
+                "give two checkpoints of one model"
+            )
+    if isinstance(left, specs.FolderCheckpoint) and isinstance(right, specs.FolderCheckpoint):
         from cpt_lab.weights import check_same_headers
 
-        check_same_headers(Path(tuned.path), Path(base.path))
+        check_same_headers(Path(left.path), Path(right.path), names=names)
 
 
 def _protocol(config: Config) -> specs.Protocol:
@@ -370,6 +450,21 @@ def _protocol(config: Config) -> specs.Protocol:
 
 
 # ------------------------------------------------------------------------------------------------------------- helpers
+
+
+def _check_results(results: Path) -> None:
+    """ValueError if a file stands where the results folder, or one above it, should be."""
+    nearest = next(place for place in (results, *results.parents) if place.exists())
+    if not nearest.is_dir():
+        raise ValueError(f"results folder {results} cannot be made, for {nearest} is a file: choose another with results=FOLDER")
+
+
+def _check_figures(figures: Sequence[str]) -> None:
+    from analysis import FIGURES
+
+    for name in figures:
+        if name not in FIGURES:
+            raise ValueError(unknown("figure", name, FIGURES))
 
 
 def _split(override: str) -> tuple[str, str]:

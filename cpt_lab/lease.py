@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import socket
 import subprocess
 import threading
+import time
 import uuid
+from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 
 BEAT_SECONDS = 10.0
 MISSED_BEATS = 3  # so many without a sign of life, and the owner's job is asked for
+NO_PROCESS = frozenset({"PENDING", "REQUEUED", "REQUEUE_HOLD", "SPECIAL_EXIT"})  # states of a job whose earlier run has ended
 
 
 class LeaseLost(RuntimeError):
@@ -66,19 +69,21 @@ class Lease:
 
     def _beat(self) -> None:
         while not self._stop.wait(BEAT_SECONDS):
-            try:
-                os.utime(self.path)
-            except FileNotFoundError:
-                return
+            with suppress(OSError):  # the file system may be away for a while
+                if self.held():
+                    os.utime(self.path)
 
 
 def claim(folder: Path) -> Lease | None:
-    """The lease of a folder, or None if a live owner has it."""
-    path = folder / "lease.json"
-    owner = Owner.me()
-    if not _create(path, owner) and not (_bury(path) and _create(path, owner)):
-        return None
-    return Lease(path, owner)
+    """The lease of a folder, or None if a live owner has it or another process is about to."""
+    path, owner = folder / "lease.json", Owner.me()
+    beside = path.with_name(f".lease-{owner.id}")
+    beside.write_text(json.dumps(asdict(owner)))
+    try:
+        taken = _create(path, beside) or _take_over(path, beside)
+    finally:
+        beside.unlink(missing_ok=True)
+    return Lease(path, owner) if taken else None
 
 
 def holder(folder: Path) -> Owner | None:
@@ -88,45 +93,46 @@ def holder(folder: Path) -> Owner | None:
     return None if owner is None or _is_stale(path, owner) else owner
 
 
-def _create(path: Path, owner: Owner) -> bool:
-    """Create the lease file with its content in one step (a link, which is exclusive on network file systems too)."""
-    beside = path.with_name(f".lease-{owner.id}")
-    beside.write_text(json.dumps(asdict(owner)))
+def _create(path: Path, beside: Path) -> bool:
+    """The lease file with its content in one step: a link, which is exclusive on network file systems too."""
     try:
         os.link(beside, path)
     except FileExistsError:
         return False
-    finally:
-        beside.unlink(missing_ok=True)
     return True
 
 
-def _bury(path: Path) -> bool:
-    """Take a dead owner's lease away. If another worker's fresh lease was caught instead, put it back."""
+def _take_over(path: Path, beside: Path) -> bool:
+    """Replace a dead owner's lease. Only who made the guard of that very lease may, so of many takers one wins and no live lease is hit."""
     dead = _read(path)
-    if dead is not None and not _is_stale(path, dead):
+    if not _is_free(path, dead):
         return False
-    if dead is None and path.exists() and _silent_beats(path) < MISSED_BEATS:
-        return False  # cut short by a full disk, or just being written on a slow file system: wait for silence
-    grave = path.with_name(f".lease-buried-{uuid.uuid4().hex}")
+    guard = path.with_name(f".takeover-{dead.id if dead else 'unreadable'}")
     try:
-        os.rename(path, grave)
-    except FileNotFoundError:
+        guard.touch(exist_ok=False)
+    except FileExistsError:
+        if _silent_beats(guard) >= MISSED_BEATS:  # its maker died in the act: free the way for the next try
+            guard.unlink(missing_ok=True)
+        return False
+    try:
+        if _read(path) != dead or not path.exists():  # another taker was faster, or its owner released it after all
+            return False
+        os.replace(beside, path)
         return True
-    caught = _read(grave)
-    mistaken = caught is not None and (dead is None or caught.id != dead.id)
-    if mistaken:
-        with contextlib.suppress(FileExistsError):  # then its owner sees at the end that it was taken over
-            os.link(grave, path)
-    grave.unlink(missing_ok=True)
-    return not mistaken
+    finally:
+        guard.unlink(missing_ok=True)
+
+
+def _is_free(path: Path, owner: Owner | None) -> bool:
+    """Whether a lease that exists may be taken over. One cut short by a full disk names nobody: it is free after some silence."""
+    return _is_stale(path, owner) if owner is not None else _silent_beats(path) >= MISSED_BEATS
 
 
 def _is_stale(path: Path, owner: Owner) -> bool:
     gone = owner.is_gone()
     if gone is not None:
         return gone
-    return _silent_beats(path) >= MISSED_BEATS and not (owner.slurm_job and _in_queue(owner.slurm_job))
+    return _silent_beats(path) >= MISSED_BEATS and not _job_runs(owner.slurm_job)
 
 
 def _silent_beats(path: Path) -> float:
@@ -142,15 +148,25 @@ def _silent_beats(path: Path) -> float:
         probe.unlink(missing_ok=True)
 
 
-def _in_queue(job: str) -> bool:
-    """Whether SLURM still has the job; True when SLURM cannot be asked, for then nobody may take over."""
+def _job_runs(job: str) -> bool:
+    """Whether the processes of a SLURM job may be alive although they give no sign of life."""
+    if not job or job == os.environ.get("SLURM_JOB_ID"):
+        return False  # the latter: this job was requeued, and an earlier run of it left the lease
+    return _in_queue(job, int(time.monotonic() / BEAT_SECONDS))
+
+
+@lru_cache(maxsize=256)
+def _in_queue(job: str, beat: int) -> bool:
+    """Whether SLURM has the job, and not as one that waits to be run again; asked once a beat. True if SLURM cannot be asked."""
+    del beat
+    command = ["squeue", "--noheader", "--format=%T", "--jobs", job]
     try:
-        asked = subprocess.run(["squeue", "--noheader", "--jobs", job], capture_output=True, text=True, timeout=30, check=False)
+        asked = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return True
     if asked.returncode:
         return "Invalid job id" not in asked.stderr
-    return bool(asked.stdout.strip())
+    return bool(set(asked.stdout.split()) - NO_PROCESS)
 
 
 def _read(path: Path) -> Owner | None:

@@ -3,39 +3,44 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+from pydantic import ValidationError
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from cpt_lab import specs, study
+from cpt_lab import config, specs, study
 from cpt_lab.names import unknown
 from cpt_lab.plan import Plan, Step
-from cpt_lab.specs import Spec, key, rankings_of
-from cpt_lab.store import State, Status, Store, read_json
+from cpt_lab.specs import Spec, key
+from cpt_lab.store import State, Store, read_json
 from cpt_lab.study import Study
 
 MOST_ROWS = 12
 
 
 def sentence(error: BaseException) -> str:
-    """An error as one line: its message, or for Hydra's errors the message and what it was caused by."""
+    """An error as one line: what was got, what is allowed; Hydra's own are said in our words, with the nearest names."""
+    if isinstance(error, ValidationError):
+        return config.explain(error)
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename} cannot be written or read ({error.strerror}): free some space or choose another with results=FOLDER"
+    missing, options = getattr(error, "missing_cfg_file", None), getattr(error, "options", None)
+    if missing and options:  # Hydra's error for a choice that no group has, without importing Hydra here
+        group, _, name = str(missing).rpartition("/")
+        return unknown(f"choice of {group}", name, options)
+    for cause in (error, error.__cause__):
+        if cause is not None and getattr(cause, "full_key", None) and isinstance(getattr(cause, "parent_node", None), Mapping):
+            return _unknown_setting(cause)
+    override = getattr(error, "override", None)
+    before = f"{override!r} cannot be read as KEY=VALUE: " if override else ""
     text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
     causes = [str(cause) for cause in (error.__cause__,) if cause is not None]
     lines = [line.strip() for whole in (text, *causes) for line in whole.splitlines() if line.strip()]
-    return " ".join(lines) or type(error).__name__
-
-
-def status_of(store: Store, spec: Spec) -> Status:
-    """The status of a point, settled as far as its ranking is known; BLOCKED if the ranking failed."""
-    for ranking in rankings_of(spec):
-        for need in reversed(specs.closure([ranking])):
-            status = store.status(need)
-            if status.state in (State.FAILED, State.BLOCKED):
-                return Status(State.BLOCKED, f"{key(need)} {status.state.value}: {status.message}")
-    return store.status(spec)
+    return before + " ".join(lines) or type(error).__name__
 
 
 def show_summary(asked: Study, todo: Plan) -> None:
@@ -75,7 +80,7 @@ def show_plan(asked: Study, todo: Plan, store: Store, *, missing: Sequence[str],
 
 def show_status(store: Store, asked: Study) -> None:
     """Counts by state, what runs, and the reasons of what failed."""
-    states = {name: status_of(store, spec) for name, spec in study.resolved(store, asked.points).items()}
+    states = {name: study.point_status(store, spec) for name, spec in study.resolved(store, asked.points).items()}
     counts = Counter(status.state for status in states.values())
     print(f"study {asked.name}: {len(states)} points: " + ", ".join(f"{count} {state.value}" for state, count in counts.most_common()))
     needs = [spec for spec in specs.closure([point.spec for point in asked.points]) if not isinstance(spec, specs.Evaluation)]
@@ -121,7 +126,7 @@ def show_end(store: Store, asked: Study, files: Sequence[Path], ui: str) -> int:
         console.print(summary.table(frame))
     for path in files:
         print(f"figure: {path}")
-    states = {name: status_of(store, spec) for name, spec in study.resolved(store, asked.points).items()}
+    states = {name: study.point_status(store, spec) for name, spec in study.resolved(store, asked.points).items()}
     failed = {name: status for name, status in states.items() if status.state is not State.DONE}
     reasons = Counter(f"{status.state.value}: {status.message}" for status in failed.values())
     for reason, count in reasons.most_common():
@@ -130,6 +135,16 @@ def show_end(store: Store, asked: Study, files: Sequence[Path], ui: str) -> int:
     if ui:
         print(f"MLflow: {ui}")
     return len(failed)
+
+
+def _unknown_setting(cause: Any) -> str:
+    """OmegaConf's error for a key that its mapping does not have."""
+    name = str(cause.full_key)
+    place = name.rpartition(".")[0]
+    known = {f"{place}.{other}".lstrip(".") for other in [*cause.parent_node, *config.known_settings(place)] if other != "hydra"}
+    if name in known:
+        return f"setting {name!r} stands in no file that was chosen: add it with +{name}=VALUE"
+    return unknown("setting", name, known) if known else f"unknown setting {name!r}: {place} is a single value"
 
 
 def _row(step: Step) -> tuple[str, str, str, str]:

@@ -484,6 +484,15 @@ class Patched(Spec):
 
         return tuple(parse(value) if isinstance(value, dict) else value for value in values)
 
+    @model_validator(mode="after")
+    def _sources_have_one_meaning(self) -> Patched:
+        known: dict[str, Checkpoint] = {}
+        for change in self.interventions:
+            for name, source in change.sources().items():
+                if identity(known.setdefault(name, source)) != identity(source):
+                    raise ValueError(f"the interventions call two checkpoints by the name {name}: give each a name of its own")
+        return self
+
     def needs(self) -> tuple[Spec, ...]:
         sources = (source for change in self.interventions for source in change.sources().values())
         rankings = (ranking for change in self.interventions for ranking in change.rankings())

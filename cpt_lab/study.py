@@ -9,8 +9,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, SerializeAsAny, field_validator
 
-from cpt_lab.specs import Evaluation, Head, Ranking, Spec, key, parse, rankings_of, settled
-from cpt_lab.store import Store, read_json, write_atomically
+from cpt_lab.specs import Evaluation, Head, Ranking, Spec, closure, key, parse, rankings_of, settled
+from cpt_lab.store import State, Status, Store, read_json, write_atomically
 from cpt_lab.tracking_settings import Tracking
 
 Value = str | int | float | bool | None
@@ -98,6 +98,16 @@ def resolved(store: Store, points: tuple[Point, ...] | list[Point]) -> dict[str,
     """Point name -> the spec whose result is the point's, as far as its ranking is known."""
     known = orders(store, [point.spec for point in points])
     return {point.name: settled(point.spec, known) for point in points}
+
+
+def point_status(store: Store, spec: Spec) -> Status:
+    """The status of a point, settled as far as its ranking is known; BLOCKED if the ranking, or what it needs, failed."""
+    for ranking in rankings_of(spec):
+        for need in reversed(closure([ranking])):
+            known = store.status(need)
+            if known.state in (State.FAILED, State.BLOCKED):
+                return Status(State.BLOCKED, f"{key(need)} {known.state.value}: {known.message}")
+    return store.status(spec)
 
 
 def scores(store: Store, spec: Spec) -> dict[str, Any]:

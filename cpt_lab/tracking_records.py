@@ -16,7 +16,7 @@ from typing import Any
 
 from cpt_lab.specs import Evaluation, HarnessTask, Patched, Spec, TrainedCheckpoint, closure, digest, key, rankings_of
 from cpt_lab.store import State, Status, Store, read_json
-from cpt_lab.study import Point, Study, resolved, scores
+from cpt_lab.study import Point, Study, point_status, resolved, scores
 
 NAME_LENGTH = 250  # MLflow's limits; it cuts longer values with no more than a warning
 PARAM_LENGTH = 6000
@@ -68,9 +68,9 @@ class Record:
 def study_records(store: Store, study: Study) -> tuple[Record, list[Record], int]:
     """(the study's run, its finished points and training runs, how many of its points have nothing to show yet)."""
     specs = resolved(store, study.points)
-    states = {point.name: store.status(specs[point.name]) for point in study.points}
+    states = {point.name: point_status(store, specs[point.name]) for point in study.points}
     shown = [point for point in study.points if states[point.name].state in RUN_STATUS]
-    points = [_point(store, study, point, specs[point.name]) for point in shown]
+    points = [_point(store, study, point, spec=specs[point.name], status=states[point.name]) for point in shown]
     trained = [spec for spec in closure([point.spec for point in study.points]) if isinstance(spec, TrainedCheckpoint)]
     runs = [_training(store, spec) for spec in trained if store.status(spec).state in RUN_STATUS]
     pending = len(study.points) - len(shown)
@@ -149,8 +149,8 @@ def _parent_status(counts: dict[State, int]) -> str:
     return "FAILED" if bad else "FINISHED"
 
 
-def _point(store: Store, study: Study, point: Point, spec: Spec) -> Record:
-    status, results = store.status(spec), scores(store, spec)
+def _point(store: Store, study: Study, point: Point, *, spec: Spec, status: Status) -> Record:
+    results = scores(store, spec)
     params, overlong = _params({**point.varies, **_curated(point.spec)})
     varied = {f"cpt.{name}": str(value) for name, value in point.varies.items() if value is not None}
     texts = {"config.json": json.dumps(point.config, indent=1, default=str), "spec.json": spec.model_dump_json(indent=1), **overlong}
@@ -161,7 +161,7 @@ def _point(store: Store, study: Study, point: Point, spec: Spec) -> Record:
         started=status.since - float(results.get("seconds") or 0.0),
         ended=status.since,
         params=params,
-        tags={**_tags(store, spec, "point"), **varied, "cpt.point": point.name, "cpt.question": study.question},
+        tags={**_tags(store, spec, "point", status), **varied, "cpt.point": point.name, "cpt.question": study.question},
         metrics=tuple(_measurements(results, _step(point), status.since)),
         texts=texts,
         files=_files(store, point, spec),
@@ -169,7 +169,7 @@ def _point(store: Store, study: Study, point: Point, spec: Spec) -> Record:
 
 
 def _training(store: Store, spec: TrainedCheckpoint) -> Record:
-    status = store.status(spec)
+    status = point_status(store, spec)
     recipe = spec.recipe.model_dump(include={"lr", "schedule", "sequence_length", "batch_sequences", "seed", "precision"})
     params, overlong = _params({"model": spec.shape.name, "mixture": spec.mixture.name, "tokens": spec.mixture.tokens, **recipe})
     product = store.product(spec) if status.state is State.DONE else None
@@ -181,7 +181,7 @@ def _training(store: Store, spec: TrainedCheckpoint) -> Record:
         started=status.since - float(facts.get("seconds") or 0.0),
         ended=status.since,
         params=params,
-        tags=_tags(store, spec, "training"),
+        tags=_tags(store, spec, "training", status),
         texts={"spec.json": spec.model_dump_json(indent=1), **overlong},
         files=_existing({"training.json": product / "training.json"}) if product else {},
         series=product / "metrics.jsonl" if product and (product / "metrics.jsonl").exists() else None,
@@ -214,9 +214,9 @@ def _params(values: dict[str, Any]) -> tuple[dict[str, str], dict[str, str]]:
     return short, {f"params/{name}.txt": value for name, value in overlong.items()}
 
 
-def _tags(store: Store, spec: Spec, kind: str) -> dict[str, str]:
+def _tags(store: Store, spec: Spec, kind: str, status: Status) -> dict[str, str]:
     """What says how a result was made. `cpt.message` is there even if empty: a success must erase the failure before it."""
-    status, provenance = store.status(spec), store.provenance(spec)
+    provenance = store.provenance(spec)
     made = {f"cpt.made.{name}": value for name, value in _leaves(provenance) if len(value) <= TAG_LENGTH}
     commit = next((value for name, value in _leaves(provenance) if name == "git"), None)
     tags = {

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from factory import tiny_model, tiny_shape, tiny_tokenizer
 
 from cpt_lab.evaluation.protocols import build_protocol
 from cpt_lab.specs import BuiltinCorpus, GenerateTask, PerplexityTask, Protocol, key
 from cpt_lab.store import Workspace
+from factory import tiny_model, tiny_shape, tiny_tokenizer
 
 MATH = BuiltinCorpus(name="math", documents=8, held_out=6)
 TEXT = BuiltinCorpus(name="text", documents=8, held_out=6)

@@ -6,12 +6,12 @@ import io
 import math
 from pathlib import Path
 
-import made_up_study as made
 import numpy as np
 import pandas as pd
 import pytest
 
-from analysis.compare import compare, render
+import made_up_study as made
+from analysis.compare import compare, csv, markdown, text
 from cpt_lab.store import Store
 from cpt_lab.study import Point, resolved
 
@@ -73,24 +73,24 @@ def test_only_documents_that_both_points_have_are_paired(finished: tuple[Store, 
 def test_an_unfinished_point_has_dashes(tmp_path: Path) -> None:
     store, study = made.make(tmp_path, fractions=(0.5,))
     made.finish(store, study.model_copy(update={"points": study.points[:1]}))
-    text = render(compare(store, list(study.points[:2])))
-    line = next(line for line in text.splitlines() if line.startswith(f"{made.ACCURACY} "))
+    lines = text(compare(store, list(study.points[:2]))).splitlines()
+    line = next(line for line in lines if line.startswith(f"{made.ACCURACY} "))
     assert line.split()[1:] == ["0.7000", "±", "0.1051", "-"]
 
 
 def test_the_csv_gives_every_number_in_full(finished: tuple[Store, dict[str, Point]]) -> None:
     store, points = finished
     table = compare(store, [points[ASCENDING], points[DESCENDING]])
-    read = pd.read_csv(io.StringIO(render(table, "csv")), index_col=[0, 1])
+    read = pd.read_csv(io.StringIO(csv(table)), index_col=[0, 1])
     assert float(read.loc[("metric", made.BITS), ASCENDING]) == table.loc[("metric", made.BITS), ASCENDING]
 
 
 def test_markdown_has_a_row_per_line_of_the_text(finished: tuple[Store, dict[str, Point]]) -> None:
     store, points = finished
     table = compare(store, [points[ASCENDING], points[DESCENDING]])
-    text, markdown = render(table).splitlines(), render(table, "markdown").splitlines()
-    assert len(markdown) == len(text) + 1
-    assert all(line.count("|") == 4 for line in markdown)
+    lines = markdown(table).splitlines()
+    assert len(lines) == len(text(table).splitlines()) + 1
+    assert all(line.count("|") == 4 for line in lines)
 
 
 @pytest.mark.parametrize("count", [0, 1])
@@ -106,7 +106,10 @@ def test_points_none_of_which_is_finished_are_refused(tmp_path: Path) -> None:
         compare(store, list(study.points))
 
 
-def test_an_unknown_form_is_refused(finished: tuple[Store, dict[str, Point]]) -> None:
+def test_documents_beyond_the_floats_are_left_out_of_the_difference(finished: tuple[Store, dict[str, Point]]) -> None:
     store, points = finished
-    with pytest.raises(ValueError, match="choose text, markdown or csv"):
-        render(compare(store, list(points.values())), "html")  # type: ignore[arg-type]
+    samples = store.product(resolved(store, [points[DESCENDING]])[DESCENDING]) / "samples.parquet"
+    table = pd.read_parquet(samples)
+    table.loc[table["task"] == "tiny_text", made.BITS] = [math.inf, *[1.0] * 9]
+    table.to_parquet(samples)
+    assert compare(store, [points[ASCENDING], points[DESCENDING]]).loc[("difference n", made.BITS), DESCENDING] == 9

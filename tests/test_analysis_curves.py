@@ -8,7 +8,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import made_up_study as made
 import numpy as np
 import pandas as pd
 import pytest
@@ -16,7 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.colors import to_hex
 
-from analysis import rewind_curve, summary
+import made_up_study as made
+from analysis import FIGURES, rewind_curve, summary
 from analysis.curves import Curve, curves, references
 from analysis.results import frame, gaps, is_share, metric_names
 from cpt_lab.store import Store
@@ -161,9 +161,20 @@ def test_the_tuned_model_and_points_that_rewind_nothing_are_reference_lines(fini
     assert len(curves(table, made.ACCURACY)) == 3
 
 
-def test_a_study_that_rewinds_nothing_has_no_curve(results: pd.DataFrame) -> None:
+def test_what_else_a_sweep_varies_is_a_curve_of_its_own_and_other_seeds_are_repeats(results: pd.DataFrame) -> None:
+    copies = [results.assign(kv=kv, **{"training.seed": seed}) for kv in ("never", "with_first") for seed in (0, 1)]
+    table = pd.concat(copies, ignore_index=True)
+    table.attrs = {**results.attrs, "varies": [*results.attrs["varies"], "kv", "training.seed"]}
+    found = {(item.label, len(item.values)) for item in curves(table, made.ACCURACY)}
+    assert len(found) == 6
+    assert ("delta norm descending, kv=never (mean of 2)", 2) in found
+    assert ("random, kv=with_first (mean of 4)", 4) in found
+
+
+def test_a_study_that_rewinds_nothing_has_no_curve_and_a_summary_of_its_points(results: pd.DataFrame) -> None:
     table = results.assign(fraction=None)
     table.attrs = results.attrs
+    assert "0.9000 ± 0.0688" in summary.text(table, width=200)
     with pytest.raises(ValueError, match="no points that rewind heads"):
         curves(table, made.ACCURACY)
 
@@ -228,7 +239,7 @@ def test_the_page_shows_the_same_numbers_as_the_print(results: pd.DataFrame) -> 
 
 
 def test_the_same_results_give_the_same_files_and_the_page_needs_no_network(results: pd.DataFrame, tmp_path: Path) -> None:
-    first, second = (rewind_curve.write(results, tmp_path / name) for name in ("a", "b"))
+    first, second = (FIGURES["rewind_curve"](results, tmp_path / name, title="Why?") for name in ("a", "b"))
     assert [path.name for path in first] == ["rewind_curve.png", "rewind_curve.pdf", "rewind_curve.html"]
     assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
     assert not re.search(r"<(script|link)[^>]+(src|href)\s*=", first[2].read_text())

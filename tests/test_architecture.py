@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from factory import tiny_checkpoint, tiny_model, tiny_shape
 from torch import Tensor
 
 from cpt_lab.architecture import ATTENTION_ROLES, FAMILIES, ROLES, Slice, group_size, head_matrix, head_slices, matrix, shape_from_config
 from cpt_lab.specs import ModelShape
+from factory import tiny_checkpoint, tiny_model, tiny_shape
 
 SHAPES = [tiny_shape(family, num_kv_heads=kv_heads) for family in FAMILIES for kv_heads in (4, 2, 1)]
 COUPLED = ("olmo2",)  # families whose q and k norms run over all heads

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from devcluster_fixture import DEVCLUSTER, devcluster, processes_of, running_devcluster, wait_for
 
 

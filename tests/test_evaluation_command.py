@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 import torch
-from evaluation_cases import build, protocol, taught_model
 
 from cpt_lab.evaluation.session import EvalSession, Scores
 from cpt_lab.execution import Execution
+from evaluation_cases import build, protocol, taught_model
 
 HARNESS_NAMES = {"exact_match,strict-match": "exact_match_strict", "exact_match,flexible-extract": "exact_match_flexible"}
 PERPLEXITIES = ("bits_per_byte", "byte_perplexity", "word_perplexity")

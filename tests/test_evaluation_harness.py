@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from evaluation_cases import SUMS, problem, protocol, taught_model
 
 from cpt_lab.evaluation.session import EvalSession
 from cpt_lab.evaluation.tasks import load_harness_tasks
 from cpt_lab.execution import Execution
 from cpt_lab.specs import HarnessTask
+from evaluation_cases import SUMS, problem, protocol, taught_model
 
 CHOICES = (("3 and 4", ["7", "14 mills", "a sea"], "A"), ("a river", ["an apple", "2", "water and houses"], "C"))
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 import yaml
-from evaluation_cases import MATH, PROSE, TEXT, build, problem, prose_task, protocol, sums_task
 
 from cpt_lab.specs import GenerateTask, PerplexityTask
+from evaluation_cases import MATH, PROSE, TEXT, build, problem, prose_task, protocol, sums_task
 
 
 def test_every_task_has_a_file_that_names_its_documents_where_they_lie_in_the_end(tmp_path: Path) -> None:

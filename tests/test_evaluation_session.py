@@ -14,7 +14,6 @@ from typing import Any
 import pandas
 import pytest
 import torch
-from evaluation_cases import PROSE, SUMS, build, prose_task, protocol, sums_task, taught_model
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -23,6 +22,7 @@ from cpt_lab.evaluation.scoring import score_outputs
 from cpt_lab.evaluation.session import EvalSession, Scores
 from cpt_lab.evaluation.tasks import load_tasks
 from cpt_lab.execution import Execution
+from evaluation_cases import PROSE, SUMS, build, prose_task, protocol, sums_task, taught_model
 
 
 @pytest.fixture(scope="module")

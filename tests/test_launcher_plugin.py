@@ -8,6 +8,7 @@ from hydra.core.plugins import Plugins
 from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
 from hydra.test_utils.launcher_common_tests import IntegrationTestSuite, LauncherTestSuite
+
 from hydra_plugins.cpt_packed.grid_sweeper import GridSweeper, expand
 from hydra_plugins.cpt_packed.launcher import PackedLauncher
 
@@ -25,7 +26,7 @@ def test_hydra_finds_the_launcher_and_the_sweeper() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("launcher_name, overrides", [("local", []), ("local", ["hydra.launcher.n_jobs=1"])])
+@pytest.mark.parametrize(("launcher_name", "overrides"), [("local", []), ("local", ["hydra.launcher.n_jobs=1"])])
 class TestHydrasOwnSuite(LauncherTestSuite):
     """Every test of Hydra's LauncherTestSuite."""
 

@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from factory import folder_spec, tiny_checkpoint, tiny_shape, workspace
 from hypothesis import given
 from hypothesis import strategies as st
 
 from cpt_lab.orderings import CRITERIA, DELTA_MEASURES, build_ranking, order, per_head, ranking, scale01
 from cpt_lab.specs import ModelShape, Ranking, key
 from cpt_lab.spectra.table import build_table
+from factory import folder_spec, tiny_checkpoint, tiny_shape, workspace
 
 SHAPE = tiny_shape()
 SQUARE = tiny_shape(num_heads=2)  # 2 layers x 2 heads

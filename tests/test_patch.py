@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from factory import tiny_checkpoint, tiny_shape
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -14,6 +13,7 @@ from torch import Tensor
 from cpt_lab.architecture import Slice, head_slices
 from cpt_lab.patch import Copy, LiveModel, Patch, apply, narrow
 from cpt_lab.weights import open_weights, save_checkpoint
+from factory import tiny_checkpoint, tiny_shape
 
 SHAPE = tiny_shape(num_kv_heads=2)
 EXAMPLES = settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -5,13 +5,13 @@ from typing import Any
 
 import pytest
 import torch
-from factory import folder_spec, tiny_checkpoint, tiny_shape
 
 from cpt_lab.architecture import group_size, head_slices
 from cpt_lab.interventions import Rewind, parse
 from cpt_lab.patch import Patch, apply
 from cpt_lab.specs import Head, Heads, ModelShape, Ranking, TopOf
 from cpt_lab.weights import open_weights
+from factory import folder_spec, tiny_checkpoint, tiny_shape
 
 FAMILY_SHAPES = [tiny_shape(family, num_kv_heads=kv_heads) for family in ("olmo2", "llama", "qwen2") for kv_heads in (4, 2)]
 POLICIES = ("when_group_complete", "with_first", "never")

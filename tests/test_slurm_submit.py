@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 import yaml
-from devcluster_fixture import running_devcluster, wait_for
-from cpt_lab.slurm import ENDED, Stage, batch_parameters, cancel, chunks, job_states, submit, task_command
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from cpt_lab.site import Site
+from cpt_lab.slurm import ENDED, Stage, batch_parameters, cancel, chunks, job_states, submit, task_command
+from devcluster_fixture import running_devcluster, wait_for
 
 SITES = sorted((Path(__file__).parents[1] / "conf" / "site").glob("*.yaml"))
 DEV = Site(name="devcluster", partition="dev", minutes=10, signal_seconds=30)

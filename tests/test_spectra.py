@@ -8,7 +8,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from factory import folder_spec, tiny_checkpoint, tiny_shape, workspace
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
@@ -19,6 +18,7 @@ from cpt_lab.spectra import measures
 from cpt_lab.spectra.measures import MEASURES, singular_values, spectrum
 from cpt_lab.spectra.table import build_table
 from cpt_lab.weights import open_weights
+from factory import folder_spec, tiny_checkpoint, tiny_shape, workspace
 
 RANKS = ("stable_rank", "effective_rank", "hard_rank")
 

@@ -10,13 +10,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-import made_up_study as made
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from pydantic import ValidationError
 
+import made_up_study as made
 from cpt_lab.store import State
 from cpt_lab.study import resolved
 from cpt_lab.tracking import Synced, Tracking, initialise, log_figures, sync, ui_command

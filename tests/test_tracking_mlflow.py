@@ -8,9 +8,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import made_up_study as made
 import pytest
 
+import made_up_study as made
 from cpt_lab import tracking, tracking_client
 from cpt_lab.store import State, Store
 from cpt_lab.study import Study, resolved

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 
 from cpt_lab.architecture import shape_from_config
@@ -228,13 +229,27 @@ def test_a_run_that_dies_without_a_word_goes_on_from_its_last_state(base: Path, 
     always = ON_CPU.model_copy(update={"checkpoint_minutes": 1e-9})
     with pytest.raises(MemoryError):
         trained(work, how=always)
-    states = [path.name for path in (work.scratch / "states").glob("step*") if any(path.iterdir())]
-    assert states == ["step12"]
+    assert [path.parent.name for path in (work.scratch / "states").glob("step*/.metadata.json")] == ["step12"]
+    with (work.scratch / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 12, "lo')  # it died in the middle of a line
     resumed: list[float] = []
     work.listener = resumed.append
     assert same_bits(base, trained(work, how=ON_CPU))
     assert min(resumed) == 13 * RECIPE.batch_tokens
     assert [line["step"] for line in metrics(work.product)] == list(range(1, STEPS + 1))
+
+
+def test_a_run_draws_nothing_on_the_terminal(tmp_path: Path, trained: Trainer, capfd: pytest.CaptureFixture[str]) -> None:
+    trained(tmp_path)
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("name", ["tiny_pretrain", "tiny_math", "tiny_text", "tiny_code", "tiny_inst"])
+def test_the_tiny_mixtures_are_whole_batches(name: str) -> None:
+    folder = Path(__file__).parents[1] / "conf"
+    recipe = Recipe(**yaml.safe_load((folder / "training" / "tiny_cpt.yaml").read_text()))
+    parts = yaml.safe_load((folder / "mixture" / f"{name}.yaml").read_text())["parts"]
+    assert sum(part["tokens"] for part in parts) % recipe.batch_tokens == 0
 
 
 def test_micro_batches_change_speed_and_not_what_is_learnt(base: Path, tmp_path: Path, trained: Trainer) -> None:

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from factory import tiny_checkpoint
 from safetensors.torch import load_file, save_file
 
 from cpt_lab.weights import check_finite, check_same_headers, check_same_shapes, open_weights, save_checkpoint, weights_digest
+from factory import tiny_checkpoint
 
 EMBEDDING, OUTPUT = "model.embed_tokens.weight", "lm_head.weight"
 

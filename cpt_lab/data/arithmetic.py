@@ -26,6 +26,8 @@ DIFFERENCES = (
     "There are {a} {things} in a box and {name} takes {b}. How many {things} are in the box?",
     "{name} buys {a} {things} and sells {b}. How many {things} does {name} have?",
 )
+# Half of all problems: up to there a draw is rarely a repetition.
+MOST = len(NAMES) * len(THINGS) * (81 * len(SUMS) + 45 * len(DIFFERENCES)) // 2
 
 
 def documents(generator: np.random.Generator, wanted: int) -> Iterator[Document]:
@@ -52,6 +54,3 @@ def problem(generator: np.random.Generator) -> Document:
 def pick(choices: Sequence[T], generator: np.random.Generator) -> T:
     """One of the choices, all equally likely."""
     return choices[int(generator.integers(len(choices)))]
-
-
-MOST = len(NAMES) * len(THINGS) * (81 * len(SUMS) + 45 * len(DIFFERENCES)) // 2  # half of all problems: a draw is rarely a repetition

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 COLOURS = ("black", "blue", "brown", "green", "grey", "orange", "pink", "purple", "red", "white", "yellow")
 OBJECTS = ("bag", "ball", "bike", "boat", "book", "car", "coat", "cup", "hat", "kite", "lamp", "scarf")
 PLACES = ("attic", "barn", "cellar", "garden", "hall", "kitchen", "library", "office", "park", "school", "shop", "station")
-MOST = 200_000
+MOST = 1_000_000  # of some 10^9: far from any repetition, and more than anyone needs
 
 
 def documents(generator: np.random.Generator, wanted: int) -> Iterator[Document]:

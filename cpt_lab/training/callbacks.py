@@ -18,10 +18,17 @@ import torch
 from olmo_core.train.callbacks import Callback, CheckpointerCallback
 from olmo_core.train.common import TRAIN_CE_LOSS_METRIC
 
+from cpt_lab.store import write_atomically
 from cpt_lab.training.engine import COLLECT_STEPS
 
 LINES = 500  # of metrics.jsonl at most, evenly spread over the steps
 MEGABYTE = 2**20
+NAMES = {
+    TRAIN_CE_LOSS_METRIC: "loss",
+    "train/Z loss": "z_loss",
+    "optim/LR (group 0)": "lr",
+    "optim/total grad norm": "grad_norm",
+}
 
 
 class Diverged(ValueError):
@@ -39,8 +46,7 @@ class Recorder(Callback):
 
     def pre_train(self) -> None:
         """Drop what an interrupted run wrote after the state that this one goes on from."""
-        lines = self.path.read_text().splitlines() if self.path.exists() else []
-        self.path.write_text("".join(f"{line}\n" for line in lines if json.loads(line)["step"] <= self.step))
+        write_atomically(self.path, "".join(f"{line}\n" for line in lines_up_to(self.path, self.step)))
         self._since = (time.perf_counter(), self.trainer.global_train_tokens_seen)
 
     def post_train_batch(self) -> None:
@@ -85,15 +91,23 @@ class TimedCheckpointer(CheckpointerCallback):
         self._last = time.monotonic()
 
     def post_train_batch(self) -> None:
-        self._remove_old_checkpoints()
         if time.monotonic() - self._last >= 60 * self.minutes:
             self._checkpoints.append(self._save_checkpoint())
             self._trim_checkpoints()
+            self._remove_old_checkpoints()
             self._last = time.monotonic()
 
     def post_train(self) -> None:
         if self.trainer.is_canceled:
             super().post_train()
+
+
+def lines_up_to(path: Path, step: int) -> list[str]:
+    """The whole lines of a metrics file up to a step; a kill can leave the last one cut."""
+    if not path.exists():
+        return []
+    whole = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+    return [line.strip() for line in whole if json.loads(line)["step"] <= step]
 
 
 def renamed(metrics: dict[str, float]) -> dict[str, float]:
@@ -114,11 +128,3 @@ def system_metrics() -> dict[str, float]:
         metrics["system/gpu_0_memory_usage_percentage"] = 100 * (1 - free / total)
         metrics["system/gpu_0_memory_usage_megabytes"] = (total - free) / MEGABYTE
     return metrics
-
-
-NAMES = {
-    TRAIN_CE_LOSS_METRIC: "loss",
-    "train/Z loss": "z_loss",
-    "optim/LR (group 0)": "lr",
-    "optim/total grad norm": "grad_norm",
-}

@@ -6,6 +6,7 @@ import json
 import shutil
 import signal
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -38,7 +39,7 @@ def train(spec: TrainedCheckpoint, work: Workspace, *, tokens: list[Path], token
     device = resolve_device(how)
     mixed = mixing.mix(spec.mixture, tokens, work.scratch / "mixture.npy", tokenizer=tokenizer)
     check_vocabulary(mixed.vocab_size, spec.shape)
-    with threads(how.threads):
+    with threads(how.threads), no_progress_bars():
         module = engine.build_train_module(spec.shape, spec.recipe, start=start, device=device, how=how)
         loader = engine.build_loader(mixed, spec.recipe, scratch=work.scratch, device=device)
         steps = mixed.tokens // spec.recipe.batch_tokens
@@ -48,7 +49,7 @@ def train(spec: TrainedCheckpoint, work: Workspace, *, tokens: list[Path], token
         }
         trainer = engine.build_trainer(module, loader, scratch=work.scratch, device=device, callbacks=callbacks)
         fit(trainer)
-    save_checkpoint(module.model, spec.shape, tokenizer=tokenizer, folder=work.product)
+        save_checkpoint(module.model, spec.shape, tokenizer=tokenizer, folder=work.product)
     shutil.copyfile(work.scratch / "metrics.jsonl", work.product / "metrics.jsonl")
     facts = summary(time.perf_counter() - began, steps, tokens=steps * spec.recipe.batch_tokens, epochs=mixed.epochs)
     (work.product / "training.json").write_text(json.dumps(facts, indent=1))
@@ -59,7 +60,8 @@ def fit(trainer: Trainer) -> None:
 
     InterruptedError if it was stopped and that handler came back.
     """
-    with usr2_cancels(trainer):
+    with usr2_cancels(trainer), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled", category=UserWarning)  # one process is what we want
         trainer.fit()
     if trainer.is_canceled:
         reason = str(trainer._cancel_reason)
@@ -130,3 +132,17 @@ def threads(number: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+@contextmanager
+def no_progress_bars() -> Iterator[None]:
+    """transformers draws none of its own inside the block: progress is told once, by the workspace."""
+    from transformers.utils import logging
+
+    before = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if before:
+            logging.enable_progress_bar()

@@ -49,7 +49,7 @@ def _leaf(base: DictConfig, key: str) -> ValueNode | None:
     """The node at a dotted key, if it is there and no container."""
     parent, _, name = key.rpartition(".")
     node = OmegaConf.select(base, parent) if parent else base
-    if not isinstance(node, DictConfig) or name not in node.keys():  # `in node` says no to a value that is still ???
+    if not isinstance(node, DictConfig) or name not in list(node):  # `in node` says no to a value that is still ???
         return None
     leaf = node._get_node(name)
     return leaf if isinstance(leaf, ValueNode) else None

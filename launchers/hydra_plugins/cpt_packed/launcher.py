@@ -1,4 +1,4 @@
-"""The launchers `local` and `slurm`: a study is planned as a whole and packed into workers; any other Hydra app runs its jobs in processes."""
+"""The launchers `local` and `slurm`: a study is planned as a whole and packed into workers; other apps run their jobs in processes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,0 +1,82 @@
+"""One spec of every kind, small and fully written out: what the tests of keys, store and plan stand on. No torch."""
+
+from __future__ import annotations
+
+from cpt_lab.interventions import Rewind
+from cpt_lab.specs import (
+    BpeTokenizer,
+    BuiltinCorpus,
+    Evaluation,
+    FilesCorpus,
+    FolderCheckpoint,
+    GenerateTask,
+    HarnessTask,
+    Heads,
+    HubCheckpoint,
+    HubCorpus,
+    HubTokenizer,
+    Mixture,
+    ModelShape,
+    Part,
+    Patched,
+    PerplexityTask,
+    Protocol,
+    Ranking,
+    Recipe,
+    Spec,
+    Spectra,
+    Tokens,
+    TopOf,
+    TrainedCheckpoint,
+)
+
+SHAPE = ModelShape(
+    name="tiny",
+    family="olmo2",
+    hidden_size=32,
+    num_layers=2,
+    num_heads=4,
+    num_kv_heads=4,
+    head_dim=8,
+    mlp_size=48,
+    vocab_size=320,
+    context=128,
+)
+MATH = BuiltinCorpus(name="math", documents=40, held_out=4)
+TEXT = BuiltinCorpus(name="text", documents=30, held_out=4)
+FILES = FilesCorpus(name="notes", files=("/data/notes.jsonl",), files_digest="ab12", held_out=4)
+HUB = HubCorpus(name="dclm", id="owner/dclm", available_tokens=10_000)
+BPE = BpeTokenizer(corpora=(MATH, TEXT), vocab_size=320)
+HUB_TOKENIZER = HubTokenizer(id="owner/model")
+TOKENS = Tokens(corpus=MATH, tokenizer=BPE)
+MIXTURE = Mixture(name="mostly math", parts=(Part(corpus=MATH, tokens=800), Part(corpus=TEXT, tokens=200)))
+RECIPE = Recipe(sequence_length=32, batch_sequences=8, lr=1e-3, schedule="linear", lr_final_share=0)
+PRETRAINED = TrainedCheckpoint(shape=SHAPE, tokenizer=BPE, mixture=MIXTURE, recipe=RECIPE)
+BASE = HubCheckpoint(id="owner/model", revision="abc", shape=SHAPE)
+FOLDER = FolderCheckpoint(path="/models/tuned", weights_digest="cd34", shape=SHAPE)
+TUNED = TrainedCheckpoint(shape=SHAPE, start=BASE, tokenizer=HUB_TOKENIZER, mixture=MIXTURE, recipe=RECIPE)
+SPECTRA = Spectra(checkpoint=TUNED, against=BASE, measures=("frobenius_norm",))
+DELTA_NORM = Ranking(criterion="delta_norm", direction="ascending", shape=SHAPE, spectra=(SPECTRA,))
+RANDOM = Ranking(criterion="random", direction="descending", shape=SHAPE, seed=0)
+SUMS = GenerateTask(name="sums", corpus=MATH, items=4, max_new_tokens=8)
+PROSE = PerplexityTask(name="prose", corpus=TEXT, items=4)
+HARNESS = HarnessTask(name="gsm8k")
+PROTOCOL = Protocol(name="tiny", tasks=(SUMS, PROSE, HARNESS), harness="0.4.13")
+
+
+def rewound(ranking: Ranking = RANDOM, fraction: float = 0.25) -> Patched:
+    """TUNED with this share of its heads, first in the ranking, taken back to BASE."""
+    return Patched(tuned=TUNED, interventions=(Rewind(base=BASE, select=TopOf(ranking=ranking, fraction=fraction)),))
+
+
+def rewound_heads(*heads: tuple[int, int]) -> Patched:
+    return Patched(tuned=TUNED, interventions=(Rewind(base=BASE, select=Heads(heads=heads)),))
+
+
+PATCHED = rewound(DELTA_NORM)
+EVALUATION = Evaluation(checkpoint=PATCHED, protocol=PROTOCOL)
+
+ONE_OF_EACH: tuple[Spec, ...] = (
+    *(MATH, FILES, HUB, BPE, HUB_TOKENIZER, TOKENS),
+    *(BASE, FOLDER, TUNED, SPECTRA, DELTA_NORM, PATCHED, PROTOCOL, EVALUATION),
+)

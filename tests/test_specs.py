@@ -1,0 +1,351 @@
+"""Specs and their keys: what changes an identity, what does not, and the simplest form of a point."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+import spec_cases as cases
+from cpt_lab.interventions import INTERVENTIONS, Rewind
+from cpt_lab.specs import (
+    STORED,
+    BuiltinCorpus,
+    Evaluation,
+    Heads,
+    Mixture,
+    Patched,
+    Recipe,
+    Spec,
+    Spectra,
+    TopOf,
+    canonical_json,
+    closure,
+    digest,
+    identity,
+    key,
+    parse,
+    rankings_of,
+    settled,
+)
+from spec_cases import BASE, DELTA_NORM, EVALUATION, ONE_OF_EACH, PROTOCOL, RANDOM, SHAPE, TUNED, rewound, rewound_heads
+
+# A change of any of these is a deliberate act: every result that is stored under the old key would be computed again.
+PINNED = {
+    "math-c132d8cabb2c4ed8": cases.MATH,
+    "notes-89e0c3cd1e1d5067": cases.FILES,
+    "dclm-5a8c28f203993540": cases.HUB,
+    "bpe-320-bf5da3431ecb3850": cases.BPE,
+    "owner-model-main-759de25834b1b746": cases.HUB_TOKENIZER,
+    "math-train-c4aa68305d2535a2": cases.TOKENS,
+    "model-abc-baac9f3de3946ea1": cases.BASE,
+    "folder-9c09b7362081b1d0": cases.FOLDER,
+    "pretrain-math-text-1000-00105886d1073ef0": cases.PRETRAINED,
+    "cpt-math-text-1000-bfefdaeee2a500e7": cases.TUNED,
+    "cpt-math-text-1000-delta-4f94093a424e5ecb": cases.SPECTRA,
+    "delta_norm-ascending-c7f2bb94b86f3cf9": cases.DELTA_NORM,
+    "random-descending-seed0-c1d225a9837d0803": cases.RANDOM,
+    "rewind-delta_norm-ascending-0.25-e0b1766785b8e10b": cases.PATCHED,
+    "tiny-9e5f5f6c18399de6": cases.PROTOCOL,
+    "tiny-rewind-delta_norm-ascending-0.25-f51cbe460e34aaa7": cases.EVALUATION,
+}
+PART = cases.MIXTURE.parts[0]
+HEADS = Heads(heads=((0, 1), (1, 2)))
+TOP_OF = TopOf(ranking=RANDOM, fraction=0.25)
+REWIND = Rewind(base=BASE, select=HEADS)
+
+# For every spec another value of every field.
+CHANGES: tuple[tuple[Spec, dict[str, Any]], ...] = (
+    (cases.MATH, {"name": "code", "documents": 41, "held_out": 5, "seed": 1}),
+    (cases.FILES, {"name": "memos", "files": ("/b",), "files_digest": "ef", "field": "content", "held_out": 5, "seed": 1}),
+    (
+        cases.HUB,
+        {"name": "flan", "id": "owner/flan", "revision": "v2", "config": "clean", "data_files": "*.gz", "split": "test", "field": "content"}
+        | {"available_tokens": 20_000},
+    ),
+    (cases.BPE, {"corpora": (cases.MATH,), "vocab_size": 321}),
+    (cases.HUB_TOKENIZER, {"id": "owner/other", "revision": "v2"}),
+    (cases.TOKENS, {"corpus": cases.TEXT, "split": "test", "tokenizer": cases.HUB_TOKENIZER}),
+    (PART, {"corpus": cases.TEXT, "tokens": 801, "oversample": True}),
+    (cases.MIXTURE, {"name": "another name", "parts": (PART,), "seed": 1}),
+    (
+        SHAPE,
+        {"name": "another name", "family": "llama", "hidden_size": 40, "num_layers": 3, "num_heads": 8, "num_kv_heads": 2, "head_dim": 16}
+        | {"mlp_size": 64, "vocab_size": 321, "context": 64, "rope_theta": 1e4, "norm_eps": 1e-5, "tied_embeddings": True},
+    ),
+    (
+        cases.RECIPE,
+        {"sequence_length": 64, "batch_sequences": 4, "lr": 2e-3, "schedule": "cosine", "lr_final_share": 0.1, "warmup_tokens": 100}
+        | {"betas": (0.9, 0.99), "eps": 1e-6, "weight_decay": 0.0, "z_loss": 0.0, "max_grad_norm": None, "precision": "fp32", "seed": 1},
+    ),
+    (BASE, {"id": "owner/other", "revision": "v2", "shape": SHAPE.but(context=64)}),
+    (cases.FOLDER, {"path": "/elsewhere", "weights_digest": "ef", "shape": SHAPE.but(rope_theta=1e4)}),
+    (
+        TUNED,
+        {"shape": SHAPE.but(mlp_size=64), "start": None, "tokenizer": cases.BPE, "mixture": cases.MIXTURE.but(seed=1)}
+        | {"recipe": cases.RECIPE.but(seed=1)},
+    ),
+    (cases.SPECTRA, {"checkpoint": cases.PRETRAINED, "against": None, "measures": ("stable_rank",)}),
+    (
+        DELTA_NORM,
+        {"criterion": "random", "direction": "descending", "shape": SHAPE.but(num_layers=3), "spectra": (), "roles": ("q",), "seed": 1},
+    ),
+    (HEADS, {"heads": ((0, 1),)}),
+    (TOP_OF, {"ranking": DELTA_NORM, "fraction": 0.5}),
+    (REWIND, {"base": cases.FOLDER, "select": TOP_OF, "kv": "never"}),
+    (cases.PATCHED, {"tuned": cases.FOLDER, "interventions": (REWIND,)}),
+    (cases.SUMS, {"name": "sum", "corpus": cases.TEXT, "split": "validation", "items": 5, "shots": 1, "max_new_tokens": 9}),
+    (cases.PROSE, {"name": "poem", "corpus": cases.MATH, "split": "test", "items": 5}),
+    (cases.HARNESS, {"name": "drop", "shots": 0, "limit": 10}),
+    (PROTOCOL, {"name": "full", "tasks": (cases.SUMS,), "dtype": "bfloat16", "harness": "0.5", "seed": 1}),
+    (EVALUATION, {"checkpoint": TUNED, "protocol": PROTOCOL.but(seed=1)}),
+)
+EVERY_CHANGE = [(spec, name, value) for spec, changes in CHANGES for name, value in changes.items()]
+
+
+def ids(value: object) -> str:
+    return type(value).__name__ if isinstance(value, Spec) else str(value) if isinstance(value, str) else ""
+
+
+# ---------------------------------------------------------------------------------------------------------------- keys
+
+
+def test_the_keys_of_representative_specs_are_what_they_always_were() -> None:
+    assert {name: key(spec) for name, spec in PINNED.items()} == {name: name for name in PINNED}
+
+
+def test_every_stored_kind_has_a_pinned_key() -> None:
+    assert {type(spec) for spec in PINNED.values()} == set(STORED) == {type(spec) for spec in ONE_OF_EACH}
+
+
+def test_the_table_of_changes_has_every_field_of_every_kind_of_spec() -> None:
+    for spec, changes in CHANGES:
+        assert set(changes) == set(type(spec).model_fields) - {"kind"}, type(spec).__name__
+    assert {type(spec) for spec, _ in CHANGES} >= set(STORED) | set(INTERVENTIONS.values())
+
+
+@pytest.mark.parametrize(("spec", "name", "value"), EVERY_CHANGE, ids=ids)
+def test_a_field_changes_the_key_unless_it_only_says_where_or_how_something_is_found(spec: Spec, name: str, value: Any) -> None:
+    changed = spec.but(**{name: value})
+    assert getattr(changed, name) != getattr(spec, name)
+    assert (digest(changed) == digest(spec)) == (name in spec.NOT_IDENTITY)
+    assert (key(changed) == key(spec)) == (name in spec.NOT_IDENTITY)
+
+
+def test_what_is_left_out_of_the_identity_is_named_here() -> None:
+    left_out = {type(spec).__name__: set(spec.NOT_IDENTITY) for spec, _ in CHANGES if spec.NOT_IDENTITY}
+    assert left_out == {
+        "FilesCorpus": {"files"},
+        "Mixture": {"name"},
+        "ModelShape": {"name"},
+        "HubCheckpoint": {"shape"},
+        "FolderCheckpoint": {"path"},
+    }
+
+
+def test_a_change_deep_inside_changes_the_key_of_all_that_contains_it() -> None:
+    hotter = TUNED.but(recipe=cases.RECIPE.but(lr=2e-3))
+    spectra = cases.SPECTRA.but(checkpoint=hotter)
+    ranking = DELTA_NORM.but(spectra=(spectra,))
+    patched = rewound(ranking)
+    point = EVALUATION.but(checkpoint=patched)
+    old = {key(spec) for spec in ONE_OF_EACH}
+    assert not old & {key(spec) for spec in (hotter, spectra, ranking, patched, point)}
+
+
+def test_names_and_paths_deep_inside_do_not_change_the_key() -> None:
+    renamed = cases.MIXTURE.but(name="math_80_20")
+    moved = cases.FOLDER.but(path="/elsewhere", shape=SHAPE.but(name="another"))
+    assert key(TUNED.but(mixture=renamed)) == key(TUNED)
+    assert key(EVALUATION.but(checkpoint=moved)) == key(EVALUATION.but(checkpoint=cases.FOLDER))
+
+
+@pytest.mark.parametrize(("left", "right"), [(1, 1.0), (0, 0.0), (0.0, -0.0)])
+def test_a_number_has_one_key_however_it_is_written(left: float, right: float) -> None:
+    assert key(TOP_OF.but(fraction=left)) == key(TOP_OF.but(fraction=right))
+    assert digest(cases.RECIPE.but(weight_decay=left)) == digest(cases.RECIPE.but(weight_decay=right))
+
+
+def test_whole_numbers_written_as_floats_have_the_same_key() -> None:
+    assert key(BuiltinCorpus.model_validate({"name": "math", "documents": 40.0, "held_out": 4.0, "seed": 0.0})) == key(cases.MATH)
+    assert digest(cases.RECIPE.but(max_grad_norm=1)) == digest(cases.RECIPE)
+
+
+def test_a_list_and_a_tuple_have_the_same_key() -> None:
+    assert digest(cases.RECIPE.but(betas=[0.9, 0.95])) == digest(cases.RECIPE)
+    assert key(cases.BPE.but(corpora=[cases.MATH, cases.TEXT])) == key(cases.BPE)
+
+
+def test_sets_have_one_key_whatever_the_order_and_the_repetitions() -> None:
+    assert digest(Heads(heads=((1, 2), (0, 1), (1, 2)))) == digest(HEADS)
+    one = Spectra(checkpoint=BASE, measures=("stable_rank", "frobenius_norm"))
+    assert key(one) == key(one.but(measures=("frobenius_norm", "stable_rank", "stable_rank")))
+
+
+@given(st.permutations(list(EVALUATION.model_dump())), st.permutations(list(SHAPE.model_dump())))
+def test_the_order_of_names_in_json_does_not_change_the_key(outer: list[str], inner: list[str]) -> None:
+    written = EVALUATION.model_dump(mode="json")
+    written["checkpoint"]["tuned"]["shape"] = {name: written["checkpoint"]["tuned"]["shape"][name] for name in inner}
+    assert key(parse({name: written[name] for name in outer})) == key(EVALUATION)
+
+
+@given(st.floats(allow_nan=False, allow_infinity=False, min_value=0, exclude_min=True), st.floats(0, 1))
+def test_any_finite_number_survives_being_written_and_read(lr: float, share: float) -> None:
+    tuned = TUNED.but(recipe=cases.RECIPE.but(lr=lr, lr_final_share=share))
+    assert key(parse(json.loads(tuned.model_dump_json()))) == key(tuned)
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
+def test_numbers_that_are_not_finite_are_refused(number: float) -> None:
+    with pytest.raises(ValidationError):
+        Recipe(sequence_length=32, batch_sequences=8, lr=number, schedule="linear", lr_final_share=0)
+    with pytest.raises(ValidationError):
+        SHAPE.but(rope_theta=number)
+    with pytest.raises(ValueError, match="give a finite number"):
+        identity({"lr": number})
+
+
+def test_a_key_is_a_plain_folder_name_with_readable_words_and_64_bits_of_hash() -> None:
+    spoken = cases.HUB.but(name="../my corpus: part 1/2 " + "x" * 100)
+    label, _, tail = key(spoken).rpartition("-")
+    assert label == "my-corpus-part-1-2-" + "x" * 41
+    assert tail == digest(spoken)[:16]
+
+
+def test_the_canonical_json_states_the_schema_and_the_content_sorted_and_without_blanks() -> None:
+    assert canonical_json(cases.MATH) == (
+        '{"schema":1,"spec":{"documents":40,"held_out":4,"kind":"builtin_corpus","name":"math","seed":0}}'
+    )
+
+
+# -------------------------------------------------------------------------------------------------- reading and checks
+
+
+@pytest.mark.parametrize("spec", ONE_OF_EACH, ids=ids)
+def test_a_spec_that_is_written_and_read_again_is_the_same_and_keeps_its_key(spec: Spec) -> None:
+    read = parse(json.loads(spec.model_dump_json()))
+    assert read == spec
+    assert key(read) == key(spec)
+
+
+@pytest.mark.parametrize("spec", [spec for spec, _ in CHANGES], ids=ids)
+def test_a_field_that_does_not_exist_is_refused(spec: Spec) -> None:
+    with pytest.raises(ValidationError, match="Extra inputs are not permitted"):
+        spec.but(no_such_field=1)
+
+
+def test_a_spec_cannot_be_changed_or_copied_with_a_stale_key() -> None:
+    with pytest.raises(ValidationError, match="frozen"):
+        cases.MATH.seed = 1  # type: ignore[misc]
+    with pytest.raises(TypeError, match=r"use BuiltinCorpus\.but"):
+        cases.MATH.model_copy(update={"seed": 1})
+
+
+def test_an_unknown_kind_is_refused_with_the_kinds_there_are() -> None:
+    with pytest.raises(ValueError, match=r"unknown kind of spec 'ranking2'; this version knows .*ranking"):
+        parse({"kind": "ranking2"})
+    written = cases.PATCHED.model_dump(mode="json")
+    written["interventions"][0]["kind"] = "rewnd"
+    with pytest.raises(ValidationError, match="did you mean rewind"):
+        parse(written)
+
+
+@pytest.mark.parametrize("fraction", [-0.01, 1.01])
+def test_a_fraction_outside_0_and_1_is_refused(fraction: float) -> None:
+    with pytest.raises(ValidationError):
+        TOP_OF.but(fraction=fraction)
+
+
+def test_heads_that_cannot_share_their_kv_heads_evenly_are_refused() -> None:
+    with pytest.raises(ValidationError, match="num_kv_heads must divide num_heads"):
+        SHAPE.but(num_kv_heads=3)
+
+
+def test_a_corpus_that_stands_twice_in_a_mixture_is_refused() -> None:
+    with pytest.raises(ValidationError, match="corpus math stands twice in the mixture"):
+        Mixture(name="m", parts=(PART, PART))
+
+
+def test_sequences_longer_than_the_context_and_mixtures_below_one_batch_are_refused() -> None:
+    with pytest.raises(ValidationError, match="do not fit a context of 128"):
+        TUNED.but(recipe=cases.RECIPE.but(sequence_length=129))
+    with pytest.raises(ValidationError, match="less than one batch of 2,048"):
+        TUNED.but(recipe=cases.RECIPE.but(batch_sequences=64))
+
+
+def test_two_interventions_cannot_take_different_weights_by_one_name() -> None:
+    other = REWIND.but(base=cases.FOLDER, select=Heads(heads=((0, 0),)))
+    with pytest.raises(ValidationError, match="call two checkpoints by the name base"):
+        Patched(tuned=TUNED, interventions=(REWIND, other))
+
+
+def test_the_parameters_of_a_shape_are_those_of_its_matrices() -> None:
+    # 2 layers x (4 attention matrices of 32 x 32 + 3 of 32 x 48) + 2 embeddings of 320 x 32
+    assert SHAPE.parameters == 2 * (4 * 32 * 32 + 3 * 32 * 48) + 2 * 320 * 32
+    assert SHAPE.but(tied_embeddings=True).parameters == SHAPE.parameters - 320 * 32
+    assert SHAPE.but(num_kv_heads=2).parameters == SHAPE.parameters - 2 * 2 * 32 * 16
+
+
+# ------------------------------------------------------------------------------------------------ needs and settlement
+
+
+@pytest.mark.parametrize(("fraction", "count"), [(0, 0), (1 / 16, 1), (3 / 16, 2), (5 / 16, 3), (0.25, 2), (1, 8)])
+def test_a_fraction_of_the_heads_is_rounded_with_halves_up(fraction: float, count: int) -> None:
+    assert TOP_OF.but(fraction=fraction).count == count  # of 8 heads
+
+
+@given(st.floats(0, 1))
+def test_the_number_of_heads_is_the_whole_number_nearest_to_the_fraction(fraction: float) -> None:
+    assert abs(TOP_OF.but(fraction=fraction).count - 8 * fraction) <= 0.5
+
+
+def test_rewinding_no_head_is_the_tuned_checkpoint_itself() -> None:
+    assert settled(rewound(RANDOM, 0)) == TUNED
+    assert settled(rewound_heads()) == TUNED
+    assert key(settled(Evaluation(checkpoint=rewound(DELTA_NORM, 0), protocol=PROTOCOL))) == key(
+        Evaluation(checkpoint=TUNED, protocol=PROTOCOL)
+    )
+
+
+def test_rewinding_every_head_is_one_value_whatever_the_ranking() -> None:
+    by_name = rewound_heads(*((layer, head) for layer in range(2) for head in range(4)))
+    assert key(settled(rewound(RANDOM, 1))) == key(settled(rewound(DELTA_NORM, 1))) == key(by_name)
+    assert not list(rankings_of(settled(rewound(RANDOM, 1))))
+
+
+def test_the_same_heads_chosen_by_two_rankings_are_one_value() -> None:
+    rest = ((0, 0), (0, 1), (0, 2), (1, 1), (1, 2), (1, 3))
+    orders = {key(RANDOM): ((0, 3), (1, 0), *rest), key(DELTA_NORM): ((1, 0), (0, 3), *rest)}
+    assert settled(rewound(RANDOM), orders) == settled(rewound(DELTA_NORM), orders) == rewound_heads((0, 3), (1, 0))
+    assert key(settled(rewound(RANDOM, 1 / 8), orders)) != key(settled(rewound(DELTA_NORM, 1 / 8), orders))
+
+
+def test_a_point_whose_ranking_is_not_known_stays_as_it_is() -> None:
+    point = Evaluation(checkpoint=rewound(DELTA_NORM), protocol=PROTOCOL)
+    assert settled(point, {key(RANDOM): ()}) == point
+    assert list(rankings_of(point)) == [DELTA_NORM]
+
+
+def test_settling_twice_is_settling_once() -> None:
+    orders = {key(RANDOM): tuple((layer, head) for layer in range(2) for head in range(4))}
+    for spec in (*ONE_OF_EACH, rewound(RANDOM), rewound(RANDOM, 0), rewound(RANDOM, 1)):
+        once = settled(spec, orders)
+        assert settled(once, orders) == once
+
+
+def test_a_closure_holds_each_spec_once_and_needs_before_what_needs_them() -> None:
+    found = [key(spec) for spec in closure([EVALUATION, cases.PATCHED, EVALUATION])]
+    assert len(found) == len(set(found))
+    assert {key(spec) for spec in (cases.MATH, cases.TEXT, cases.HUB_TOKENIZER, BASE, TUNED, cases.SPECTRA, DELTA_NORM)} <= set(found)
+    for spec in closure([EVALUATION, cases.PATCHED]):
+        assert all(found.index(key(need)) < found.index(key(spec)) for need in spec.needs())
+
+
+def test_a_point_needs_its_weights_its_ranking_and_its_protocol_but_not_a_patched_copy() -> None:
+    assert {key(need) for need in EVALUATION.needs()} == {key(PROTOCOL), key(TUNED), key(BASE), key(DELTA_NORM)}
+    assert EVALUATION.loaded == TUNED
