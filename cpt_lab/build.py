@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from cpt_lab import provenance, specs, study
 from cpt_lab.execution import Execution
-from cpt_lab.lease import Lease
+from cpt_lab.lease import Lease, LeaseLost
 from cpt_lab.specs import Spec, key, settled
 from cpt_lab.store import State, Store, Workspace
 
@@ -88,6 +88,8 @@ def _build_recorded(workshop: Workshop, spec: Spec, lease: Lease) -> None:
     except KeyboardInterrupt:
         store.mark(spec, State.CANCELLED, "interrupted from the keyboard")
         raise
+    except LeaseLost:
+        raise  # the state is its new owner's to write
     except (Exception, SystemExit) as error:  # the worker's edge: whatever a point raises is recorded, and is that point's alone
         logging.getLogger(__name__).error("%s failed\n%s", key(spec), traceback.format_exc())
         store.mark(spec, State.FAILED, _first_line(error))

@@ -16,12 +16,14 @@ from cpt_lab.progress import Watch
 from cpt_lab.provenance import gpu_name
 from cpt_lab.store import Store
 from cpt_lab.study import Study
+from cpt_lab.worker import FAILED
 
 POLL_SECONDS = 0.3
 GRACE_SECONDS = 30.0  # for workers to hand back what they build
 SYNC_SECONDS = 60.0
 MOST_DEFAULT_WORKERS = 4
 INTERRUPTED = 130
+LAST_LINES = 15  # of a log, when a worker ends badly
 
 
 def default_workers() -> int:
@@ -43,6 +45,7 @@ def work(told: Launch, workers: int) -> None:
                 watch.refresh()
                 threading.Event().wait(POLL_SECONDS)
             watch.refresh()
+            crew.explain()
         except KeyboardInterrupt:
             crew.stop()
             print(f"\nstopped; what is done is kept, and the same command goes on from here:\n  {told.command}")
@@ -71,6 +74,14 @@ class Crew:
                 self._processes[index] = self._start(index)
         return any(process.poll() is None for process in self._processes.values())
 
+    def explain(self) -> None:
+        """Say on stderr why workers ended that were not meant to."""
+        for index, process in self._processes.items():
+            if process.returncode not in (0, FAILED):
+                lines = self._log(index).read_text(errors="replace").splitlines()[-LAST_LINES:]
+                print(f"worker {index} ended with code {process.returncode}; the end of {self._log(index)}:", file=sys.stderr)
+                print("\n".join(f"  {line}" for line in lines), file=sys.stderr)
+
     def stop(self) -> None:
         """Ask the workers to hand back, wait, and end those that do not."""
         for process in self._processes.values():
@@ -87,9 +98,12 @@ class Crew:
         folder = self._told.folder
         command = [sys.executable, "-m", "cpt_lab.worker", str(folder), "--pack", str(index)]
         place = {**environment(self._told), **_gpu_of(index)}
-        with (folder / "logs" / f"worker-{index}.txt").open("ab") as log:
+        with self._log(index).open("ab") as log:
             # a session of its own: Ctrl-C reaches this process alone, which then asks the workers to stop
             return subprocess.Popen(command, cwd=folder / "code", env=place, stdout=log, stderr=log, start_new_session=True)
+
+    def _log(self, index: int) -> Path:
+        return self._told.folder / "logs" / f"worker-{index}.txt"
 
 
 @contextmanager

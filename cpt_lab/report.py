@@ -124,6 +124,9 @@ def show_end(store: Store, asked: Study, files: Sequence[Path], ui: str) -> int:
     console = Console()
     if (frame["state"] == State.DONE.value).any() and isinstance(asked.points[0].spec, specs.Evaluation):
         console.print(summary.table(frame))
+    for point in asked.points:
+        if not isinstance(point.spec, specs.Evaluation) and store.is_done(point.spec):
+            print(f"{point.spec.PRODUCT}: {store.product(point.spec)}")
     for path in files:
         print(f"figure: {path}")
     states = {name: study.point_status(store, spec) for name, spec in study.resolved(store, asked.points).items()}

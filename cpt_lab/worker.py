@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import threading
+import traceback
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -24,7 +25,7 @@ from cpt_lab.store import State
 
 POLL_SECONDS = 0.2
 EVERY_STAGE = "all"
-STOPPED, FAILED = 75, 1  # exit codes; 75 is "try again" (EX_TEMPFAIL)
+FAILED, CRASHED, STOPPED = 1, 70, 75  # exit codes: of some steps, of the worker itself, of a signal (EX_SOFTWARE, EX_TEMPFAIL)
 SIGNALS = {signal.SIGTERM: State.CANCELLED, signal.SIGINT: State.CANCELLED, signal.SIGUSR2: State.PREEMPTED}
 
 
@@ -55,6 +56,9 @@ def main(arguments: list[str] | None = None) -> int:
         code = STOPPED
         if stopped.state is State.PREEMPTED:
             _requeue()
+    except Exception:  # the worker's edge: whoever started it reads the log
+        traceback.print_exc()
+        code = CRASHED
     if told.where == "slurm":
         _mirror(told)
     return code

@@ -6,12 +6,12 @@ import json
 from pathlib import Path
 
 import pytest
-from processes import hear, kill, start
-from spec_cases import EVALUATION, FOLDER, MATH, ONE_OF_EACH, TEXT
 
 from cpt_lab.lease import Lease, LeaseLost
 from cpt_lab.specs import Part, Spec, key
 from cpt_lab.store import SpecConflict, State, Store, read_json, write_atomically
+from processes import hear, kill, start
+from spec_cases import EVALUATION, FOLDER, MATH, ONE_OF_EACH, TEXT
 
 BUILD_AND_HANG = """
 import sys
@@ -78,7 +78,7 @@ def test_json_that_is_not_a_whole_object_reads_as_nothing(tmp_path: Path, text: 
 
 def test_results_that_cannot_be_written_are_said_in_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(ValueError, match="cannot be written .* choose another with results=FOLDER"):
+    with pytest.raises(ValueError, match=r"cannot be written .* choose another with results=FOLDER"):
         Store(tmp_path / "file" / "results").check_writable()
 
 
