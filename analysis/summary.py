@@ -22,10 +22,11 @@ MISSING = "-"
 def table(results: pd.DataFrame, metric: str | None = None) -> Table:
     """One line per criterion and direction of a `results.frame`: the metric at each fraction, AUC and AUC-diff.
 
-    AUC is the trapezoid over the fraction rewound (P eq. 17) and AUC-diff = |AUC descending - AUC ascending| (P eq. 18), both in points of
-    the metric (percent, where it is a share) times fraction. Random orders: mean ± standard deviation over the seeds.
+    AUC is the trapezoid over the fraction rewound (P eq. 17) and ΔAUC = |AUC descending - AUC ascending| (P eq. 18), both in points of
+    the metric (percent, where it is a share) times fraction. Random orders: the mean, and a line of standard deviations over the seeds.
     A study that rewinds nothing has a line per point and a column per metric instead. ValueError if nothing is finished.
     """
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
     metric = metric or metric_names(results)[0]
@@ -34,16 +35,19 @@ def table(results: pd.DataFrame, metric: str | None = None) -> Table:
     drawn, factor = curves(results, metric), scale(results, metric)
     fractions = sorted({fraction for curve in drawn for fraction in curve.fractions})
     unit, digits = (" [%]", 1) if is_share(results, metric) else ("", 3)
-    sheet = Table(title=f"{metric}{unit} against the heads rewound [%]", caption=gaps(results) or None, title_justify="left")
+    title = f"{metric}{unit} against the heads rewound [%]"
+    sheet = Table(title=title, caption=gaps(results) or None, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     sheet.add_column("order", no_wrap=True)
-    for heading in [*(f"{100 * fraction:.4g}" for fraction in fractions), "AUC", "AUC-diff"]:
-        sheet.add_column(heading, justify="right")
+    for heading in [*(f"{100 * fraction:.4g}" for fraction in fractions), "AUC", "ΔAUC"]:
+        sheet.add_column(heading, justify="right", no_wrap=True)
     differences, nothing = _differences(drawn), np.array([np.nan])
     for curve in drawn:
         columns = dict(zip(curve.fractions, curve.values.T, strict=True))
-        cells = [_cell(factor * columns.get(fraction, nothing), digits) for fraction in fractions]
+        values = [factor * columns.get(fraction, nothing) for fraction in fractions] + [factor * curve.areas()]
         difference = _number(factor * differences[curve.family], digits)
-        sheet.add_row(curve.label, *cells, _cell(factor * curve.areas(), digits), difference)
+        sheet.add_row(_short(curve.label), *(_mean(of_seeds, digits) for of_seeds in values), difference)
+        if len(curve.values) > 1:
+            sheet.add_row("  ± std", *(_spread(of_seeds, digits) for of_seeds in values), "")
     return sheet
 
 
@@ -81,12 +85,20 @@ def _differences(drawn: list[Curve]) -> dict[str, float]:
     }
 
 
-def _cell(values: NDArray[np.float64], digits: int) -> str:
-    """`mean ± standard deviation` of several seeds, the number itself of one, or of all where they share one result."""
+def _short(label: str) -> str:
+    """The name of a curve, so that the table fits 80 columns."""
+    return label.replace("ascending", "asc.").replace("descending", "desc.")
+
+
+def _mean(values: NDArray[np.float64], digits: int) -> str:
     done = values[np.isfinite(values)]
-    if len(set(done)) < 2:
-        return _number(float(done[0]) if len(done) else float("nan"), digits)
-    return f"{done.mean():.{digits}f} ± {done.std(ddof=1):.{digits}f}"
+    return _number(float(done.mean()) if len(done) else float("nan"), digits)
+
+
+def _spread(values: NDArray[np.float64], digits: int) -> str:
+    """The standard deviation over seeds; nothing where they share one result."""
+    done = values[np.isfinite(values)]
+    return f"{done.std(ddof=1):.{digits}f}" if len(set(done)) > 1 else ""
 
 
 def _number(value: float, digits: int) -> str:

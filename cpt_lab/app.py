@@ -87,7 +87,8 @@ def _dispatch(given: list[str]) -> int:
         return _track(names, _results(overrides))
     if verb in ("status", "compare") and names:
         store = Store(_results(overrides))
-        return _show(verb, store, study.load(store, names[0]), words=names[1:])
+        words = [word for word in given if word not in (verb, names[0]) and not word.startswith(("results=", "-"))]  # fraction=0.5 is one
+        return _show(verb, store, study.load(store, names[0]), words=words)
     if names:
         raise ValueError(f"{names[0]!r} is neither KEY=VALUE nor a verb; verbs come first: {', '.join(VERBS)}")
     sys.argv = ["cpt_lab", *overrides, f"verb={verb}", *options]
@@ -111,8 +112,8 @@ def _sorted(words: list[str]) -> tuple[list[str], list[str], list[str]]:
 
 
 def _results(overrides: list[str]) -> Path:
-    given = [word.removeprefix("results=") for word in overrides if word.startswith("results=")]
-    return Path(given[-1] if given else os.environ.get("CPT_LAB_RESULTS", "results")).absolute()
+    given = [word.removeprefix("results=").strip("'\"") for word in overrides if word.startswith("results=")]
+    return Path(given[-1] if given else os.environ.get("CPT_LAB_RESULTS", "results")).expanduser().absolute()
 
 
 # ---------------------------------------------------------------------------------------------------- what a launch does

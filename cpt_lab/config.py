@@ -24,7 +24,7 @@ class _Model(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-_Chosen = TypeVar("_Chosen", bound=_Model)
+_Part = TypeVar("_Part", bound=BaseModel)
 
 
 class HubModel(_Model):
@@ -47,7 +47,7 @@ class PartConfig(_Model):
 
 class MixtureConfig(_Model):
     name: str
-    seed: int = 0
+    seed: int = Field(default=0, ge=0)
     parts: tuple[PartConfig, ...]
 
 
@@ -91,7 +91,7 @@ class RewindConfig(_Model):
 
 class CriterionConfig(_Model):
     name: str
-    seed: int | None = None
+    seed: int | None = Field(default=None, ge=0)
 
     @field_validator("name")
     @classmethod
@@ -181,7 +181,8 @@ def explain(error: ValidationError, model: type[BaseModel] = Config, place: str 
         return f"{where}: {first['ctx']['error']}" if first["loc"] else str(first["ctx"]["error"])
     if first["type"] == "extra_forbidden":
         above = where.rpartition(".")[0]
-        return unknown("setting", where, [f"{above}.{name}".lstrip(".") for name in known_settings(inside.rpartition(".")[0], model)])
+        known = [f"{above}.{name}".lstrip(".") for name in known_settings(inside.rpartition(".")[0], model)]
+        return unknown("setting", where, known) if known else f"unknown setting {where!r}: remove it"
     if first["type"] == "missing" or first["input"] == MISSING:
         return f"{where} is not given: set {where}=VALUE"
     return f"{where}: {first['msg'][0].lower()}{first['msg'][1:]} (got {first['input']!r})"
@@ -200,11 +201,12 @@ def known_settings(place: str, model: type[BaseModel] = Config) -> list[str]:
 def settings(config: Config, experiment: str | None, cwd: Path) -> Settings:
     """The launch's settings; relative folders are meant from where the command was given."""
     study = config.study or experiment or "study"
-    _check_results(cwd / config.results)
+    results = cwd / Path(config.results).expanduser()
+    _check_results(results)
     _check_figures(config.figures)
-    tracking = config.tracking.within(cwd / config.results)
+    tracking = config.tracking.within(results)
     shared = {name: getattr(config, name) for name in Settings.model_fields if name not in ("study", "results", "tracking")}
-    return Settings(study=study, results=cwd / config.results, tracking=tracking, **shared)
+    return Settings(study=study, results=results, tracking=tracking, **shared)
 
 
 def execution(settings: Settings, *, cores: int) -> Execution:
@@ -228,7 +230,7 @@ def point(data: dict[str, Any], varies: dict[str, str]) -> Point:
     config = parse(data)
     values: dict[str, Value] = {name: _value(text) for name, text in varies.items()}
     name = " ".join(
-        str(value) if isinstance(value, str) else f"{column}={value:g}" for column, value in values.items() if value is not None
+        value if isinstance(value, str) else f"{column}={_short(value)}" for column, value in values.items() if value is not None
     )
     try:
         return Point(name=name or config.target["name"], varies=values, config=data, spec=_spec(config))
@@ -278,7 +280,7 @@ def _corpus(config: Config, name: str) -> specs.Corpus:
     }
     if data.get("kind") not in kinds:
         raise ValueError(f"corpus {name}: unknown kind {data.get('kind')!r}; there are {', '.join(kinds)}")
-    return kinds[data["kind"]].model_validate(data)
+    return _validated(kinds[data["kind"]], data, f"corpora.{name}")
 
 
 def _mixture(config: Config, mixture: MixtureConfig) -> specs.Mixture:
@@ -298,13 +300,13 @@ def _mixture(config: Config, mixture: MixtureConfig) -> specs.Mixture:
 def _tokenizer(config: Config) -> specs.Tokenizer:
     data = config.model.tokenizer
     if data.get("kind") == "hub_tokenizer":
-        return specs.HubTokenizer.model_validate(data)
+        return _validated(specs.HubTokenizer, data, "model.tokenizer")
     corpora = tuple(_corpus(config, name) for name in data.get("corpora", ()))
-    return specs.BpeTokenizer.model_validate({**data, "corpora": corpora})
+    return _validated(specs.BpeTokenizer, {**data, "corpora": corpora}, "model.tokenizer")
 
 
 def _shape(config: Config) -> specs.ModelShape:
-    return specs.ModelShape(name=config.model.name, **config.model.shape)
+    return _validated(specs.ModelShape, {"name": config.model.name, **config.model.shape}, "model.shape")
 
 
 def _checkpoint(config: Config, part: Literal["base", "tuned", "reference"]) -> specs.Checkpoint:
@@ -392,7 +394,7 @@ def _patched(config: Config) -> specs.Checkpoint | specs.Patched:
 
 
 def _rewind(config: Config, base: specs.Checkpoint) -> Rewind:
-    chosen = _intervention(config, RewindConfig)
+    chosen = _validated(RewindConfig, config.intervention, "intervention")
     if chosen.heads is not None:
         heads = specs.Heads(heads=chosen.heads)
         _heads_exist(heads, base.shape)
@@ -401,13 +403,6 @@ def _rewind(config: Config, base: specs.Checkpoint) -> Rewind:
         assert chosen.fraction is not None
         select = specs.TopOf(ranking=_ranking(config, chosen.direction), fraction=chosen.fraction)
     return Rewind(base=base, select=select, kv=chosen.kv)
-
-
-def _intervention(config: Config, model: type[_Chosen]) -> _Chosen:
-    try:
-        return model.model_validate(config.intervention)
-    except ValidationError as error:
-        raise ValueError(explain(error, model, "intervention")) from None
 
 
 _BUILD = {"rewind": _rewind}
@@ -446,10 +441,18 @@ def _protocol(config: Config) -> specs.Protocol:
         corpus = task.get("corpus")
         tasks.append({**task, "corpus": _corpus(config, corpus).model_dump()} if corpus is not None else task)
     data = {**chosen.model_dump(), "tasks": tasks, "harness": version("lm_eval")}
-    return specs.Protocol.model_validate(data)
+    return _validated(specs.Protocol, data, "protocol")
 
 
 # ------------------------------------------------------------------------------------------------------------- helpers
+
+
+def _validated(model: type[_Part], data: dict[str, Any], place: str) -> _Part:
+    """A model that stands at this place of the configuration; ValueError in one sentence."""
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        raise ValueError(explain(error, model, place)) from None
 
 
 def _check_results(results: Path) -> None:
@@ -470,6 +473,11 @@ def _check_figures(figures: Sequence[str]) -> None:
 def _split(override: str) -> tuple[str, str]:
     name, _, value = override.lstrip("+~").partition("=")
     return name, value
+
+
+def _short(number: float) -> str:
+    """A number in few digits, all of them where it takes them: two points must not get one name."""
+    return f"{number:g}" if float(f"{number:g}") == number else repr(number)
 
 
 def _value(text: str) -> Value:

@@ -56,11 +56,11 @@ def work(told: Launch, workers: int) -> None:
 
 
 class Crew:
-    """The worker processes of a launch; one that dies of a signal is replaced, a few times."""
+    """The worker processes of a launch; one that dies of a signal is replaced, as often as its steps may cost a worker their life."""
 
     def __init__(self, told: Launch, workers: int) -> None:
         self._told = told
-        self._deaths_left = told.max_attempts
+        self._deaths_left = told.max_attempts * len(told.orders)
         self._processes = {index: self._start(index) for index in range(workers)}
 
     def working(self) -> bool:

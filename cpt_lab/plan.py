@@ -100,12 +100,14 @@ def make(
 def pack(points: Sequence[Spec], workers: int) -> tuple[tuple[str, ...], ...]:
     """The keys of these points in at most so many packs: balanced to one point, never empty, and points that share a loaded
     checkpoint and protocol together, in their order, so that a worker loads little and consecutive edits are small."""
+    if workers < 1:
+        raise ValueError(f"{workers} workers can do nothing: a plan needs at least one worker")
     groups: dict[str, list[str]] = {}
     for point in points:
         groups.setdefault(_shared(point), []).append(key(point))
     in_order = [name for group in groups.values() for name in group]
     count = min(workers, len(in_order))
-    bounds = [round(index * len(in_order) / count) for index in range(count + 1)] if count else []
+    bounds = [index * len(in_order) // count for index in range(count + 1)] if count else []
     return tuple(tuple(in_order[start:stop]) for start, stop in pairwise(bounds))
 
 

@@ -80,10 +80,11 @@ def show_plan(asked: Study, todo: Plan, store: Store, *, missing: Sequence[str],
 
 def show_status(store: Store, asked: Study) -> None:
     """Counts by state, what runs, and the reasons of what failed."""
-    states = {name: study.point_status(store, spec) for name, spec in study.resolved(store, asked.points).items()}
+    wanted = study.resolved(store, asked.points)
+    states = {name: study.point_status(store, spec) for name, spec in wanted.items()}
     counts = Counter(status.state for status in states.values())
     print(f"study {asked.name}: {len(states)} points: " + ", ".join(f"{count} {state.value}" for state, count in counts.most_common()))
-    needs = [spec for spec in specs.closure([point.spec for point in asked.points]) if not isinstance(spec, specs.Evaluation)]
+    needs = [spec for spec in specs.closure(list(wanted.values())) if not isinstance(spec, specs.Evaluation)]
     for spec in needs:
         status = store.status(spec)
         if status.state is not State.DONE:
@@ -124,12 +125,13 @@ def show_end(store: Store, asked: Study, files: Sequence[Path], ui: str) -> int:
     console = Console()
     if (frame["state"] == State.DONE.value).any() and isinstance(asked.points[0].spec, specs.Evaluation):
         console.print(summary.table(frame))
-    for point in asked.points:
-        if not isinstance(point.spec, specs.Evaluation) and store.is_done(point.spec):
-            print(f"{point.spec.PRODUCT}: {store.product(point.spec)}")
+    wanted = study.resolved(store, asked.points)
+    for spec in wanted.values():
+        if not isinstance(spec, specs.Evaluation) and store.is_done(spec):
+            print(f"{spec.PRODUCT}: {store.product(spec)}")
     for path in files:
         print(f"figure: {path}")
-    states = {name: study.point_status(store, spec) for name, spec in study.resolved(store, asked.points).items()}
+    states = {name: study.point_status(store, spec) for name, spec in wanted.items()}
     failed = {name: status for name, status in states.items() if status.state is not State.DONE}
     reasons = Counter(f"{status.state.value}: {status.message}" for status in failed.values())
     for reason, count in reasons.most_common():

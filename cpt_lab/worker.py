@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -20,7 +21,7 @@ from types import FrameType
 from cpt_lab import build, launch, study
 from cpt_lab.build import Stopped, Workshop
 from cpt_lab.launch import Launch
-from cpt_lab.specs import Evaluation, Spec, key, settled
+from cpt_lab.specs import Spec, key, settled
 from cpt_lab.store import State
 
 POLL_SECONDS = 0.2
@@ -46,11 +47,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--pack", type=int, default=0)
     chosen = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    for number in SIGNALS:
-        signal.signal(number, _stop)
-    told = launch.load(chosen.launch)
+    told, signals = None, Signals()
     try:
-        code = Worker(told, chosen.stage, chosen.pack).run()
+        signals.listen()
+        told = launch.load(chosen.launch)
+        code = Worker(told, chosen.stage, chosen.pack, check=signals.check).run()
+        signals.ignore()
     except Stopped as stopped:
         print(f"stopped by a signal ({stopped.state}); the same command goes on from here", flush=True)
         code = STOPPED
@@ -59,27 +61,54 @@ def main(arguments: list[str] | None = None) -> int:
     except Exception:  # the worker's edge: whoever started it reads the log
         traceback.print_exc()
         code = CRASHED
-    if told.where == "slurm":
+    if told is not None and told.where == "slurm":
         _mirror(told)
     return code
+
+
+class Signals:
+    """What a signal asked of this process. It raises Stopped, and is remembered: libraries swallow what is raised at a bad moment."""
+
+    def __init__(self) -> None:
+        self._asked: State | None = None
+
+    def listen(self) -> None:
+        for number in SIGNALS:
+            signal.signal(number, self._stop)
+
+    def ignore(self) -> None:
+        for number in SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
+
+    def check(self) -> None:
+        """Stopped, if a signal came."""
+        if self._asked is not None:
+            raise Stopped(self._asked)
+
+    def _stop(self, number: int, _: FrameType | None) -> None:
+        self.ignore()  # what follows a first signal must not interrupt the handing back
+        self._asked = SIGNALS[signal.Signals(number)]
+        self.check()
 
 
 class Worker:
     """Builds the steps of a launch, those of its own pack first, then what others have not begun."""
 
-    def __init__(self, told: Launch, stage: str, pack: int) -> None:
+    def __init__(self, told: Launch, stage: str, pack: int, *, check: Callable[[], None] = lambda: None) -> None:
         self.launch = told
         self.store = told.store()
         self.workshop = Workshop(self.store, told.how, told.code)
         self.stage = stage
         self.steps = {key(order.spec): order.spec for order in told.orders if stage in (EVERY_STAGE, order.stage)}
         self.asked = dict(self.steps)  # every step, as far as it is settled
-        self.own = set(told.packs[pack]) if pack < len(told.packs) else set()
+        self.pack = pack
+        self.check = check  # raises Stopped when it is time to go
 
     def run(self) -> int:
         """Build until nothing is left that could be: exit code 0 if all steps are done."""
         _limit_threads(self.launch.how.threads)
         while self.steps:
+            self.check()
             if self._build_one():
                 continue
             if not self.steps:
@@ -111,10 +140,11 @@ class Worker:
 
     def _in_order(self) -> list[str]:
         """Shared steps first, then the own pack from its start, then the others' from their end, where their owners come last."""
-        shared = [name for name, step in self.steps.items() if not isinstance(step, Evaluation)]
-        mine = [name for name in self.steps if name in self.own]
-        others = [name for name in reversed(self.steps) if name not in self.own and name not in shared]
-        return [*shared, *mine, *others]
+        packed = {name for names in self.launch.packs for name in names}
+        shared = [name for name in self.steps if name not in packed]
+        mine = [name for names in self.launch.packs[self.pack : self.pack + 1] for name in names]
+        others = [name for index, names in enumerate(self.launch.packs) if index != self.pack for name in reversed(names)]
+        return [name for name in (*shared, *mine, *others) if name in self.steps]
 
     def _verdict(self, spec: Spec) -> Verdict:
         status = self.store.status(spec)
@@ -153,15 +183,10 @@ class Worker:
         return True
 
     def _mark_blocked(self, spec: Spec, reason: str) -> None:
-        if not study.rankings_pending(spec) and self.store.status(spec).state is not State.BLOCKED:
+        status = self.store.status(spec)
+        known = status.state is State.BLOCKED and status.launch == self.launch.id  # what another launch found is not this one's to say
+        if not known and not study.rankings_pending(spec):
             self.store.mark(spec, State.BLOCKED, reason)
-
-
-def _stop(number: int, _: FrameType | None) -> None:
-    """Hand back the step in hand, once: what follows a first signal must not interrupt the handing back."""
-    for other in SIGNALS:
-        signal.signal(other, signal.SIG_IGN)
-    raise Stopped(SIGNALS[signal.Signals(number)])
 
 
 def _requeue() -> None:

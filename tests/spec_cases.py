@@ -43,7 +43,8 @@ SHAPE = ModelShape(
     context=128,
 )
 MATH = BuiltinCorpus(name="math", documents=40, held_out=4)
-TEXT = BuiltinCorpus(name="text", documents=30, held_out=4)
+TEXT = BuiltinCorpus(name="text", documents=30, held_out=4, python="3.11.0")
+INST = BuiltinCorpus(name="inst", documents=30, held_out=4)
 FILES = FilesCorpus(name="notes", files=("/data/notes.jsonl",), files_digest="ab12", held_out=4)
 HUB = HubCorpus(name="dclm", id="owner/dclm", available_tokens=10_000)
 BPE = BpeTokenizer(corpora=(MATH, TEXT), vocab_size=320)

@@ -183,11 +183,11 @@ def test_a_study_that_rewinds_nothing_has_no_curve_and_a_summary_of_its_points(r
 
 
 def test_the_summary_has_the_areas_and_their_difference_in_points(results: pd.DataFrame) -> None:
-    lines = {line.split("│")[1].strip(): line for line in summary.text(results).splitlines() if line.startswith("│")}
+    (line,) = (line for line in summary.text(results).splitlines() if "delta norm asc." in line)
     ascending = [round((0.9 - 0.8 * fraction**2) * 20) / 20 for fraction in made.FRACTIONS]
     descending = [round((0.9 - 0.8 * fraction**0.5) * 20) / 20 for fraction in made.FRACTIONS]
     areas = [25 * (sum(values) - (values[0] + values[-1]) / 2) for values in (ascending, descending)]
-    numbers = [float(number) for number in re.findall(r"[\d.]+", lines["delta norm ascending"])]
+    numbers = [float(number) for number in re.findall(r"\d+\.\d+", line)]
     expected = [*(100 * value for value in ascending), areas[0], areas[0] - areas[1]]
     assert numbers == pytest.approx(expected, abs=0.0501)  # one digit is shown
 
@@ -195,8 +195,18 @@ def test_the_summary_has_the_areas_and_their_difference_in_points(results: pd.Da
 def test_the_summary_names_what_is_missing(with_gaps: pd.DataFrame) -> None:
     text = summary.text(with_gaps)
     assert "1 of 20 points failed" in text
-    row = next(line for line in text.splitlines() if "delta norm descending" in line)
-    assert [cell.strip() for cell in row.split("│")[2:-1]] == ["90.0", "50.0", "-", "20.0", "10.0", "-", "-"]
+    row = next(line for line in text.splitlines() if "delta norm desc." in line)
+    assert row.split()[3:] == ["90.0", "50.0", "-", "20.0", "10.0", "-", "-"]
+
+
+def test_the_summary_of_seven_fractions_fits_a_terminal_of_80_columns(results: pd.DataFrame) -> None:
+    inner = sorted(set(results["fraction"]) - {0.0, 1.0})[:2]
+    more = results[results["fraction"].isin(inner)]
+    wide = pd.concat([results, more.assign(fraction=more["fraction"] * 0.9)], ignore_index=True)
+    wide.attrs = results.attrs
+    text = summary.text(wide, width=80)
+    assert "…" not in text
+    assert max(map(len, text.splitlines())) <= 80
 
 
 # -------------------------------------------------------------------------------------------------------------- figure

@@ -79,6 +79,9 @@ def test_an_unknown_choice_of_a_group_is_answered_with_the_nearest_one_and_the_l
         ("execution.threds=2", "execution.threds", "execution.threads"),
         ("+execution.threds=2", "execution.threds", "execution.threads"),
         ("+tuned.form=folder", "tuned.form", "tuned.from"),
+        ("+corpora.math.documnts=5", "corpora.math.documnts", "corpora.math.documents"),
+        ("+model.shape.num_head=5", "model.shape.num_head", "model.shape.num_heads"),
+        ("+model.tokenizer.vocabulary=5", "model.tokenizer.vocabulary", "model.tokenizer.vocab_size"),
     ],
 )
 def test_an_unknown_setting_is_answered_with_the_nearest_one_and_the_list(tmp_path: Path, word: str, given: str, nearest: str) -> None:
@@ -134,6 +137,13 @@ def test_a_rewind_without_fraction_and_heads_says_how_to_give_either(tmp_path: P
         ((*REWIND, "intervention.fraction=0.5", "intervention.direction=up"), "unknown direction 'up'; there are ascending, descending"),
         ((*REWIND, "intervention.fraction=0.5", "intervention.roles=[x]"), "unknown role of a head 'x'"),
         ((*REWIND, "intervention.fraction=0.5", "criterion.seed=null"), "set criterion.seed"),
+        (
+            (*REWIND, "intervention.fraction=0.5", "criterion.seed=-1"),
+            "criterion.seed: input should be greater than or equal",
+        ),
+        (("protocol.tasks=[]",), "protocol.tasks: "),
+        (("protocol.tasks=[{kind:perplexty,name:x}]",), "'generate', 'perplexity', 'harness'"),
+        (("~training.lr",), "training.lr is not given: set training.lr=VALUE"),
         (("mixture.parts=[{corpus:maths,tokens:10000}]",), "unknown corpus 'maths' (did you mean math?)"),
         (("intervention=[",), "cannot be read as KEY=VALUE"),
         (("modle",), "'modle' is neither KEY=VALUE nor a verb"),
@@ -185,6 +195,7 @@ def test_a_mixture_beyond_a_hub_corpus_is_refused_when_it_is_composed(tmp_path: 
     )
 
 
+@pytest.mark.slow
 def test_a_mixture_beyond_a_builtin_corpus_is_refused_before_the_training_starts(tmp_path: Path) -> None:
     small = ("+corpora.math.documents=200", "model.tokenizer.corpora=[math]", "model.tokenizer.vocab_size=400")
     pretrain = "pretrain.mixture.parts=[{corpus:math,tokens:1000000,oversample:true}]"
@@ -286,7 +297,7 @@ def test_a_file_in_the_place_of_the_results_folder_is_refused(tmp_path: Path, ve
     assert said.endswith("choose another with results=FOLDER")
 
 
-def test_a_results_folder_that_cannot_be_made_is_refused(tmp_path: Path, checkpoint: Path) -> None:
+def test_a_results_folder_that_cannot_be_made_is_refused(checkpoint: Path) -> None:
     said = here("run", "results=/proc/nowhere/results", "target=spectra", *folders(checkpoint, checkpoint)).refusal
     assert said.startswith("results folder /proc/nowhere/results cannot be written")
 

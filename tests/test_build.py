@@ -16,13 +16,27 @@ from cpt_lab.lease import LeaseLost
 from cpt_lab.specs import STORED, Evaluation, Ranking, Spec, closure, key, settled
 from cpt_lab.store import State, Store, Workspace
 from processes import hear, many, say
-from spec_cases import BASE, DELTA_NORM, EVALUATION, MATH, PROTOCOL, RANDOM, SPECTRA, TEXT, TUNED, rewound, rewound_heads
+from spec_cases import (
+    BASE,
+    DELTA_NORM,
+    EVALUATION,
+    MATH,
+    ONE_OF_EACH,
+    PRETRAINED,
+    PROTOCOL,
+    RANDOM,
+    SPECTRA,
+    TEXT,
+    TUNED,
+    rewound,
+    rewound_heads,
+)
 
 ORDER = tuple((layer, head) for layer in (1, 0) for head in range(4))
 ENSURE = """
 import sys
 from pathlib import Path
-from spec_cases import BPE
+from spec_cases import INST, MATH
 from cpt_lab.build import BUILDERS, Workshop, ensure
 from cpt_lab.execution import Execution
 from cpt_lab.specs import BpeTokenizer
@@ -32,9 +46,10 @@ def tokenizer(workshop, spec, work):  # the real one needs transformers
     (work.product / "lines").write_text(str(sum(len((workshop.product(c) / "train.jsonl").read_text()) for c in spec.corpora)))
 
 BUILDERS[BpeTokenizer] = tokenizer
+wanted = BpeTokenizer(corpora=(MATH, INST), vocab_size=320)
 print("ready", flush=True)
 sys.stdin.readline()
-print(ensure(Workshop(Store(Path(sys.argv[1])), Execution()), BPE), flush=True)
+print(ensure(Workshop(Store(Path(sys.argv[1])), Execution()), wanted), flush=True)
 """
 
 
@@ -72,7 +87,7 @@ def failing(error: BaseException) -> Any:
 
 def test_every_stored_kind_has_a_builder_a_stage_a_folder_and_a_name_for_people() -> None:
     assert set(BUILDERS) == set(plan.STAGE_OF) == set(STORED)
-    assert set(plan.STAGE_OF.values()) == set(plan.STAGES)
+    assert {plan.stage_of(spec) for spec in (*ONE_OF_EACH, PRETRAINED)} == set(plan.STAGES)
     assert all(kind.FOLDER and kind.PRODUCT for kind in STORED)
 
 
@@ -176,9 +191,8 @@ def test_each_way_a_build_ends_has_its_state(
     assert not (workshop.store.folder(MATH) / "lease.json").exists()
 
 
-def test_a_failed_need_fails_the_whole_and_leaves_the_rest_alone(
-    workshop: Workshop, built: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.usefixtures("built")
+def test_a_failed_need_fails_the_whole_and_leaves_the_rest_alone(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(BUILDERS, type(SPECTRA), failing(ValueError("no such measure")))
     with pytest.raises(ValueError, match="no such measure"):
         ensure(workshop, EVALUATION)

@@ -213,6 +213,27 @@ def test_an_owner_on_another_host_lives_while_it_beats_and_is_succeeded_when_it_
     taken.release()
 
 
+def test_looking_at_a_lease_that_has_just_beaten_writes_nothing(tmp_path: Path) -> None:
+    leave_lease(tmp_path, ELSEWHERE)
+    before = tmp_path.stat().st_mtime_ns
+    assert holder(tmp_path) == ELSEWHERE
+    assert tmp_path.stat().st_mtime_ns == before
+
+
+def test_a_clock_that_is_wrong_by_an_hour_makes_no_lease_stale_and_keeps_none_alive(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = time.time
+    for hours in (-1, 1):
+        monkeypatch.setattr(lease.time, "time", lambda hours=hours: clock() + 3600 * hours)
+        fresh, silent = tmp_path / f"fresh{hours}", tmp_path / f"silent{hours}"
+        for folder, beats in ((fresh, 0.0), (silent, MISSED_BEATS + 0.1)):
+            path = leave_lease(folder, ELSEWHERE)
+            os.utime(path, (clock() - beats * BEAT_SECONDS,) * 2)
+        assert holder(fresh) == ELSEWHERE
+        assert holder(silent) is None
+
+
 def test_a_lease_that_was_cut_short_is_waited_for_and_then_taken(tmp_path: Path) -> None:
     path = leave_lease(tmp_path, ELSEWHERE)
     path.write_text("")

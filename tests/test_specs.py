@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import platform
 from typing import Any
 
 import pytest
@@ -37,22 +38,22 @@ from spec_cases import BASE, DELTA_NORM, EVALUATION, ONE_OF_EACH, PROTOCOL, RAND
 
 # A change of any of these is a deliberate act: every result that is stored under the old key would be computed again.
 PINNED = {
-    "math-c132d8cabb2c4ed8": cases.MATH,
+    "math-eab1a334cccc9d3d": cases.MATH,
     "notes-89e0c3cd1e1d5067": cases.FILES,
     "dclm-5a8c28f203993540": cases.HUB,
-    "bpe-320-bf5da3431ecb3850": cases.BPE,
+    "bpe-320-fc5fd645b714978a": cases.BPE,
     "owner-model-main-759de25834b1b746": cases.HUB_TOKENIZER,
-    "math-train-c4aa68305d2535a2": cases.TOKENS,
+    "math-train-c4359f9f74b2bdae": cases.TOKENS,
     "model-abc-baac9f3de3946ea1": cases.BASE,
     "folder-9c09b7362081b1d0": cases.FOLDER,
-    "pretrain-math-text-1000-00105886d1073ef0": cases.PRETRAINED,
-    "cpt-math-text-1000-bfefdaeee2a500e7": cases.TUNED,
-    "cpt-math-text-1000-delta-4f94093a424e5ecb": cases.SPECTRA,
-    "delta_norm-ascending-c7f2bb94b86f3cf9": cases.DELTA_NORM,
+    "pretrain-math-text-1000-23bd8883f0001cfd": cases.PRETRAINED,
+    "cpt-math-text-1000-265611edf0e14166": cases.TUNED,
+    "cpt-math-text-1000-delta-7d2e603930d90d8a": cases.SPECTRA,
+    "delta_norm-ascending-e339986be1590578": cases.DELTA_NORM,
     "random-descending-seed0-c1d225a9837d0803": cases.RANDOM,
-    "rewind-delta_norm-ascending-0.25-e0b1766785b8e10b": cases.PATCHED,
-    "tiny-9e5f5f6c18399de6": cases.PROTOCOL,
-    "tiny-rewind-delta_norm-ascending-0.25-f51cbe460e34aaa7": cases.EVALUATION,
+    "rewind-delta_norm-ascending-0.25-9a9d717cd2cd921d": cases.PATCHED,
+    "tiny-a818e2130fc84e10": cases.PROTOCOL,
+    "tiny-rewind-delta_norm-ascending-0.25-0172f4a92de871f5": cases.EVALUATION,
 }
 PART = cases.MIXTURE.parts[0]
 HEADS = Heads(heads=((0, 1), (1, 2)))
@@ -61,7 +62,7 @@ REWIND = Rewind(base=BASE, select=HEADS)
 
 # For every spec another value of every field.
 CHANGES: tuple[tuple[Spec, dict[str, Any]], ...] = (
-    (cases.MATH, {"name": "code", "documents": 41, "held_out": 5, "seed": 1}),
+    (cases.MATH, {"name": "inst", "documents": 41, "held_out": 5, "seed": 1, "python": "3.11.0"}),
     (cases.FILES, {"name": "memos", "files": ("/b",), "files_digest": "ef", "field": "content", "held_out": 5, "seed": 1}),
     (
         cases.HUB,
@@ -117,6 +118,11 @@ def ids(value: object) -> str:
 
 def test_the_keys_of_representative_specs_are_what_they_always_were() -> None:
     assert {name: key(spec) for name, spec in PINNED.items()} == {name: name for name in PINNED}
+
+
+def test_text_and_code_belong_to_the_version_of_python_that_they_document() -> None:
+    assert BuiltinCorpus(name="code", documents=5, held_out=1).python == platform.python_version()
+    assert BuiltinCorpus(name="math", documents=5, held_out=1).python == ""
 
 
 def test_every_stored_kind_has_a_pinned_key() -> None:
@@ -219,7 +225,7 @@ def test_a_key_is_a_plain_folder_name_with_readable_words_and_64_bits_of_hash() 
 
 def test_the_canonical_json_states_the_schema_and_the_content_sorted_and_without_blanks() -> None:
     assert canonical_json(cases.MATH) == (
-        '{"schema":1,"spec":{"documents":40,"held_out":4,"kind":"builtin_corpus","name":"math","seed":0}}'
+        '{"schema":1,"spec":{"documents":40,"held_out":4,"kind":"builtin_corpus","name":"math","python":"","seed":0}}'
     )
 
 

@@ -19,10 +19,15 @@ if TYPE_CHECKING:
 def build_corpus(spec: BuiltinCorpus, work: Workspace) -> None:
     """Write train, validation and test documents; no text stands in two splits or twice in one.
 
-    ValueError if the corpus cannot give `held_out` documents to validation and test and still have one to train on.
+    ValueError for text and code of another version of Python, or if the corpus cannot give `held_out` documents to validation and test
+    and still have one to train on.
     """
     import numpy as np
 
+    if spec.python not in ("", platform.python_version()):
+        raise ValueError(
+            f"corpus {spec.name} is that of Python {spec.python}, and this is {platform.python_version()}: use that version, or launch anew"
+        )
     generator = np.random.default_rng(spec.seed)
     wanted = spec.documents + 2 * spec.held_out
     documents = distinct(CORPORA[spec.name](generator, wanted), wanted)
@@ -33,7 +38,7 @@ def build_corpus(spec: BuiltinCorpus, work: Workspace) -> None:
         )
     test, validation = documents[: spec.held_out], documents[spec.held_out : 2 * spec.held_out]
     splits = {"train": documents[2 * spec.held_out :], "validation": validation, "test": test}
-    write_splits(work.product, splits, {"python": platform.python_version()})
+    write_splits(work.product, splits, {"python": spec.python})
 
 
 def distinct(documents: Iterable[Document], wanted: int) -> list[Document]:

@@ -1,0 +1,70 @@
+"""The nouns of a study: frozen, validated values that say what is wanted, never how.
+
+A spec contains the specs it needs, so the dependency graph of a study is the value itself. Its key is a readable label plus a hash of
+its canonical JSON; fields that only say where something is found or how it is called are left out of the hash. Importing this package
+needs neither torch nor a network.
+"""
+
+from __future__ import annotations
+
+from cpt_lab.specs.base import SCHEMA, Spec, canonical_json, digest, identity, key
+from cpt_lab.specs.checkpoints import Checkpoint, FolderCheckpoint, HubCheckpoint, ModelShape, Recipe, TrainedCheckpoint
+from cpt_lab.specs.corpora import (
+    BpeTokenizer,
+    BuiltinCorpus,
+    Corpus,
+    FilesCorpus,
+    HubCorpus,
+    HubTokenizer,
+    Mixture,
+    Part,
+    Tokenizer,
+    Tokens,
+)
+from cpt_lab.specs.evaluations import Evaluation, GenerateTask, HarnessTask, PerplexityTask, Protocol, Task
+from cpt_lab.specs.graph import STORED, closure, parse, rankings_of, settled
+from cpt_lab.specs.patched import Head, Heads, Intervention, Patched, Ranking, Selection, Spectra, TopOf
+
+__all__ = [
+    "SCHEMA",
+    "STORED",
+    "BpeTokenizer",
+    "BuiltinCorpus",
+    "Checkpoint",
+    "Corpus",
+    "Evaluation",
+    "FilesCorpus",
+    "FolderCheckpoint",
+    "GenerateTask",
+    "HarnessTask",
+    "Head",
+    "Heads",
+    "HubCheckpoint",
+    "HubCorpus",
+    "HubTokenizer",
+    "Intervention",
+    "Mixture",
+    "ModelShape",
+    "Part",
+    "Patched",
+    "PerplexityTask",
+    "Protocol",
+    "Ranking",
+    "Recipe",
+    "Selection",
+    "Spec",
+    "Spectra",
+    "Task",
+    "Tokenizer",
+    "Tokens",
+    "TopOf",
+    "TrainedCheckpoint",
+    "canonical_json",
+    "closure",
+    "digest",
+    "identity",
+    "key",
+    "parse",
+    "rankings_of",
+    "settled",
+]

@@ -1,0 +1,139 @@
+"""Weights as specs: a model's shape, a training recipe, and the checkpoints that are found or trained."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from cpt_lab.specs.base import Spec
+from cpt_lab.specs.corpora import Mixture, Tokenizer, Tokens
+
+
+class ModelShape(Spec):
+    """The sizes of a decoder-only transformer, as its released configuration states them."""
+
+    name: str
+    family: str = Field(description="a row of FAMILIES in architecture.py")
+    hidden_size: int = Field(gt=0)
+    num_layers: int = Field(gt=0)
+    num_heads: int = Field(gt=0)
+    num_kv_heads: int = Field(gt=0)
+    head_dim: int = Field(gt=0)
+    mlp_size: int = Field(gt=0)
+    vocab_size: int = Field(gt=0, description="rows of the embedding, padding included")
+    context: int = Field(gt=0)
+    rope_theta: float = 500000.0
+    norm_eps: float = 1e-6
+    tied_embeddings: bool = False
+    NOT_IDENTITY = frozenset({"name"})
+
+    @model_validator(mode="after")
+    def _groups_are_whole(self) -> ModelShape:
+        if self.num_heads % self.num_kv_heads:
+            raise ValueError(f"{self.num_heads} heads cannot share {self.num_kv_heads} kv heads evenly: num_kv_heads must divide num_heads")
+        return self
+
+    @property
+    def total_heads(self) -> int:
+        return self.num_layers * self.num_heads
+
+    @property
+    def parameters(self) -> int:
+        """Weights of the matrices (norms are left out: below a tenth of a per mille)."""
+        attention = self.hidden_size * self.head_dim * (2 * self.num_heads + 2 * self.num_kv_heads)
+        embeddings = self.vocab_size * self.hidden_size * (1 if self.tied_embeddings else 2)
+        return self.num_layers * (attention + 3 * self.hidden_size * self.mlp_size) + embeddings
+
+
+class Recipe(Spec):
+    """How a model is trained: everything that changes its weights, nothing that only changes its speed."""
+
+    sequence_length: int = Field(gt=0, description="tokens")
+    batch_sequences: int = Field(gt=0, description="global batch, in sequences")
+    lr: float = Field(gt=0)
+    schedule: Literal["cosine", "linear"]
+    lr_final_share: float = Field(ge=0, le=1, description="learning rate at the end / peak")
+    warmup_tokens: int = Field(default=0, ge=0)
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = Field(default=1e-8, gt=0)
+    weight_decay: float = Field(default=0.1, ge=0)
+    z_loss: float = Field(default=1e-5, ge=0)
+    max_grad_norm: float | None = Field(default=1.0, gt=0)
+    precision: Literal["fp32", "bf16"] = "bf16"
+    seed: int = 0
+
+    @property
+    def batch_tokens(self) -> int:
+        return self.sequence_length * self.batch_sequences
+
+
+class HubCheckpoint(Spec):
+    """Weights on the Hugging Face hub. Pin a commit as `revision` for an identity that nobody can move."""
+
+    FOLDER = "checkpoints"
+    PRODUCT = "checkpoint"
+    NOT_IDENTITY = frozenset({"shape"})
+    kind: Literal["hub_checkpoint"] = "hub_checkpoint"
+    id: str
+    revision: str
+    shape: ModelShape
+
+    def label(self) -> str:
+        return f"{self.id.split('/')[-1]}-{self.revision}"
+
+
+class FolderCheckpoint(Spec):
+    """Weights in a local folder in Hugging Face format, identified by the contents of its safetensors files."""
+
+    FOLDER = "checkpoints"
+    PRODUCT = "checkpoint"
+    NOT_IDENTITY = frozenset({"path"})  # the shape counts: a changed rope_theta changes the model, not its safetensors
+    kind: Literal["folder_checkpoint"] = "folder_checkpoint"
+    path: str
+    weights_digest: str
+    shape: ModelShape
+
+    def label(self) -> str:
+        return "folder"
+
+
+class TrainedCheckpoint(Spec):
+    """Weights that a recipe makes out of a mixture, from scratch or from another checkpoint (then it is CPT)."""
+
+    FOLDER = "checkpoints"
+    PRODUCT = "training run"
+    kind: Literal["trained_checkpoint"] = "trained_checkpoint"
+    shape: ModelShape
+    start: Checkpoint | None = None
+    tokenizer: Tokenizer
+    mixture: Mixture
+    recipe: Recipe
+
+    @model_validator(mode="after")
+    def _fits(self) -> TrainedCheckpoint:
+        recipe, shape = self.recipe, self.shape
+        if recipe.sequence_length > shape.context:
+            raise ValueError(
+                f"sequences of {recipe.sequence_length} tokens do not fit a context of {shape.context}: lower training.sequence_length"
+            )
+        if self.mixture.tokens < recipe.batch_tokens:
+            raise ValueError(
+                f"mixture {self.mixture.name} has {self.mixture.tokens:,} tokens, less than one batch of {recipe.batch_tokens:,}: "
+                "raise its tokens or lower training.batch_sequences"
+            )
+        return self
+
+    def needs(self) -> tuple[Spec, ...]:
+        start = (self.start,) if self.start is not None else ()
+        return (self.tokenizer, *(Tokens(corpus=part.corpus, tokenizer=self.tokenizer) for part in self.mixture.parts), *start)
+
+    def label(self) -> str:
+        stage = "pretrain" if self.start is None else "cpt"
+        shares = "-".join(part.corpus.name for part in self.mixture.parts)
+        return f"{stage}-{shares}-{self.mixture.tokens}"
+
+
+Checkpoint = Annotated[HubCheckpoint | FolderCheckpoint | TrainedCheckpoint, Field(discriminator="kind")]
+
+TrainedCheckpoint.model_rebuild()

@@ -1,0 +1,70 @@
+"""The graph that specs are: what they need, in order, and their simplest forms."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from cpt_lab.specs.base import Spec, key
+from cpt_lab.specs.checkpoints import FolderCheckpoint, HubCheckpoint, TrainedCheckpoint
+from cpt_lab.specs.corpora import BpeTokenizer, BuiltinCorpus, FilesCorpus, HubCorpus, HubTokenizer, Tokens
+from cpt_lab.specs.evaluations import Evaluation, Protocol
+from cpt_lab.specs.patched import Head, Patched, Ranking, Spectra
+
+STORED: tuple[type[Spec], ...] = (
+    *(BuiltinCorpus, FilesCorpus, HubCorpus, BpeTokenizer, HubTokenizer, Tokens),
+    *(HubCheckpoint, FolderCheckpoint, TrainedCheckpoint, Spectra, Ranking, Patched, Protocol, Evaluation),
+)
+
+
+def parse(data: dict[str, Any]) -> Spec:
+    """The spec that `model_dump` wrote, by its `kind`; ValueError if this version does not know the kind."""
+    known = {cls.model_fields["kind"].default: cls for cls in STORED}
+    if data.get("kind") not in known:
+        raise ValueError(f"unknown kind of spec {data.get('kind')!r}; this version knows {', '.join(sorted(known))}")
+    return known[data["kind"]].model_validate(data)
+
+
+def closure(specs: tuple[Spec, ...] | list[Spec]) -> list[Spec]:
+    """All specs that these need, and these, each once, needs before what needs them."""
+    found: dict[str, Spec] = {}
+
+    def visit(spec: Spec) -> None:
+        name = key(spec)
+        if name in found:
+            return
+        for need in spec.needs():
+            visit(need)
+        found[name] = spec
+
+    for spec in specs:
+        visit(spec)
+    return list(found.values())
+
+
+def rankings_of(spec: Spec) -> Iterator[Ranking]:
+    """The rankings that a point waits for before its weights are known."""
+    checkpoint = spec.checkpoint if isinstance(spec, Evaluation) else spec
+    if isinstance(checkpoint, Patched):
+        for change in checkpoint.interventions:
+            yield from change.rankings()
+
+
+def settled(spec: Spec, orders: dict[str, tuple[Head, ...]] | None = None) -> Spec:
+    """The simplest spec of the same weights: rankings whose order is known (by key) become explicit units, idle changes go.
+
+    Points of different criteria that select the same heads become one value, and so one result: all curves share their ends.
+    """
+    if isinstance(spec, Evaluation):
+        return spec.but(checkpoint=settled(spec.checkpoint, orders))
+    if not isinstance(spec, Patched):
+        return spec
+    changes = []
+    for change in spec.interventions:
+        for ranking in change.rankings():
+            if orders and key(ranking) in orders:
+                change = change.with_ranking(orders[key(ranking)])
+        simplest = change.settled()
+        if simplest is not None:
+            changes.append(simplest)
+    return spec.but(interventions=tuple(changes)) if changes else spec.tuned

@@ -1,0 +1,61 @@
+"""Compositions for tests: the points of a command as the launcher gets them, and the same points composed whole by Hydra."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from hydra import initialize_config_dir
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from cpt_lab import config
+from cpt_lab.study import Point
+from hydra_plugins.cpt_packed._compose import compose
+from hydra_plugins.cpt_packed.grid_sweeper import expand
+
+CONF = Path(__file__).parent.parent / "conf"
+EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
+
+Data = dict[str, Any]
+
+
+@contextmanager
+def hydra(*words: str) -> Iterator[tuple[ConfigLoader, DictConfig, list[list[str]]]]:
+    """Hydra's loader, the composition of a command, and the overrides of each of its points."""
+    with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
+        loader = GlobalHydra.instance().config_loader()
+        master = loader.load_configuration("config", list(words), run_mode=RunMode.MULTIRUN)
+        sweeper = master.hydra.sweeper
+        parser = OverridesParser.create(config_loader=loader)
+        yield loader, master, expand(parser, dict(sweeper.params), [dict(grid) for grid in sweeper.grids], words)
+
+
+def composed(*words: str) -> list[Data]:
+    """The configurations of a command's points."""
+    with hydra(*words) as (loader, master, sweep):
+        return [data for data, _ in compose(loader, master, sweep)]
+
+
+def whole(loader: ConfigLoader, master: DictConfig, overrides: list[str]) -> Data:
+    """One point composed by Hydra alone, without the corpora, which are no choice of a group."""
+    point = loader.load_sweep_config(master, overrides)
+    return {str(name): _resolved(point[name]) for name in point if name not in ("hydra", "corpora")}
+
+
+def _resolved(node: Any) -> Any:
+    return OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
+
+
+@cache
+def points(*words: str) -> tuple[Point, ...]:
+    """The points of a command, as the app makes them; made once for all tests that ask."""
+    with hydra(*words) as (loader, master, sweep):
+        configurations = [data for data, _ in compose(loader, master, sweep)]
+    return tuple(config.align(config.point(data, varies) for data, varies in zip(configurations, config.named(sweep), strict=True)))

@@ -1,0 +1,254 @@
+"""Every file of conf composes, fast composition equals Hydra's own, and only what is scientific reaches a key."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from command_line import here
+from compositions import CONF, EXPERIMENTS, composed, hydra, points, whole
+from cpt_lab import config
+from cpt_lab.interventions.rewind import Rewind
+from cpt_lab.specs import Evaluation, HubCheckpoint, Patched, Spec, TopOf, TrainedCheckpoint, digest, key
+from hydra_plugins.cpt_packed._compose import compose
+
+NEEDED = {"tracking/server": ["tracking.uri=http://localhost:5000"]}  # what a file leaves to its user
+GROUPS = sorted(
+    f"{path.parent.name}/{path.stem}" for path in CONF.glob("*/*.yaml") if path.parent.name not in ("corpus", "experiment", "local")
+)
+CORPORA = sorted(path.stem for path in (CONF / "corpus").glob("*.yaml"))
+# P table 3 and appendix B.2: what `model` and `experiment` must say of the 1B and the 7B
+OLMO2: dict[str, dict[str, Any]] = {
+    "rewind_1b": {
+        "id": "allenai/OLMo-2-0425-1B",
+        "revision": "stage1-step1907359-tokens4001B",
+        "sizes": {"hidden_size": 2048, "num_layers": 16, "num_heads": 16, "num_kv_heads": 16, "mlp_size": 8192},
+        "batch_sequences": 512,
+    },
+    "rewind_7b": {
+        "id": "allenai/OLMo-2-1124-7B",
+        "revision": "stage1-step928646-tokens3896B",
+        "sizes": {"hidden_size": 4096, "num_layers": 32, "num_heads": 32, "num_kv_heads": 32, "mlp_size": 11008},
+        "batch_sequences": 1024,
+    },
+}
+LARGER = {
+    "olmo2_13b": (5120, 40, 40, 40, 13824, "allenai/OLMo-2-1124-13B", "stage1-step596057-tokens5001B"),
+    "olmo2_32b": (5120, 64, 40, 8, 27648, "allenai/OLMo-2-0325-32B", "stage1-step721901-tokens6056B"),
+}
+ONE_POINT = ("intervention=rewind", "intervention.fraction=0.5", "criterion=random")
+NOT_SCIENCE = (
+    ("results=/somewhere/else",),
+    ("workers=3", "packs=2", "max_attempts=1", "wait=true"),
+    ("execution.device=cpu", "execution.threads=2", "execution.eval_batch=7", "execution.micro_batch_sequences=1"),
+    ("execution.checkpoint_minutes=1",),
+    ("tracking=off",),
+    ("site=example_h100",),
+    ("study=another", "question=why", "figures=[]"),
+    ("hydra/launcher=slurm",),
+)
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_fast_composition_equals_composing_each_point_whole(experiment: str) -> None:
+    with hydra(f"+experiment={experiment}", "verb=plan") as (loader, master, sweep):
+        fast = compose(loader, master, sweep)
+        for index in {0, len(sweep) - 1, *range(3, len(sweep), 31)}:
+            data, chosen = fast[index]
+            assert {name: value for name, value in data.items() if name != "corpora"} == whole(loader, master, sweep[index])
+            assert chosen == experiment
+
+
+def test_fast_composition_does_not_mix_up_points_of_several_choices() -> None:
+    words = [
+        "protocol=tiny,perplexity",
+        "intervention=rewind",
+        "intervention.fraction=0,0.5",
+        "execution.threads=1,null",
+        "question=a,'b c'",
+    ]
+    with hydra(*words) as (loader, master, sweep):
+        fast = compose(loader, master, sweep)
+        assert len(fast) == 16
+        for (data, _), overrides in zip(fast, sweep, strict=True):
+            assert {name: value for name, value in data.items() if name != "corpora"} == whole(loader, master, overrides)
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_every_experiment_composes_into_valid_points_with_names_of_their_own(experiment: str) -> None:
+    made = points(f"+experiment={experiment}")
+    assert len({point.name for point in made}) == len(made) > 1
+    assert len({digest(point.spec) for point in made}) == len(made)
+    assert all(point.varies.keys() == made[0].varies.keys() for point in made)
+    assert all("." not in column and "@" not in column for column in made[0].varies)
+
+
+@pytest.mark.parametrize("choice", GROUPS)
+def test_every_file_of_every_group_composes_on_its_own(choice: str) -> None:
+    group, _, name = choice.partition("/")
+    (data,) = composed(f"{group}={name}", *NEEDED.get(choice, []))
+    parsed = config.parse(data)
+    value = getattr(parsed, group)
+    if group not in ("training", "tracking"):
+        assert (value["name"] if isinstance(value, dict) else value.name) == name
+
+
+@pytest.mark.parametrize("corpus", CORPORA)
+def test_every_corpus_can_stand_in_a_mixture_under_the_name_of_its_file(corpus: str) -> None:
+    (point,) = points("target=train", f"mixture.parts=[{{corpus:{corpus},tokens:1000000,oversample:true}}]")
+    assert isinstance(point.spec, TrainedCheckpoint)
+    assert [part.corpus.name for part in point.spec.mixture.parts] == [corpus]
+
+
+@pytest.mark.parametrize("experiment", OLMO2)
+def test_the_rewind_of_the_paper_has_its_models_its_data_and_its_recipe(experiment: str) -> None:
+    expected = OLMO2[experiment]
+    made = points(f"+experiment={experiment}")
+    change = rewind_of(made[1].spec)
+    base, tuned = change.base, made[1].spec.loaded if isinstance(made[1].spec, Evaluation) else None
+    assert isinstance(base, HubCheckpoint)
+    assert isinstance(tuned, TrainedCheckpoint)
+    assert (base.id, base.revision) == (expected["id"], expected["revision"])
+    assert expected["sizes"].items() <= base.shape.model_dump().items()
+    assert (base.shape.vocab_size, base.shape.context, base.shape.rope_theta, base.shape.head_dim) == (100352, 4096, 500000.0, 128)
+    assert tuned.start == base
+    assert [(part.corpus.name, part.tokens) for part in tuned.mixture.parts] == [("dolmino_math", 20_000_000_000)]
+    recipe = tuned.recipe
+    assert (recipe.batch_sequences, recipe.sequence_length) == (expected["batch_sequences"], 4096)
+    assert (recipe.lr, recipe.schedule, recipe.lr_final_share, recipe.warmup_tokens) == (4e-5, "linear", 0.0, 0)
+    assert (recipe.betas, recipe.eps, recipe.weight_decay, recipe.precision) == ((0.9, 0.95), 1e-8, 0.1, "bf16")
+
+
+@pytest.mark.parametrize("experiment", OLMO2)
+def test_the_rewind_of_the_paper_compares_both_directions_with_three_random_orders_from_0_to_all(experiment: str) -> None:
+    made = points(f"+experiment={experiment}")
+    rows = {tuple(point.varies[name] for name in ("criterion", "direction", "seed")) for point in made}
+    both = {(criterion, direction, None) for criterion in ("scaled_norm_diff", "delta_norm") for direction in ("ascending", "descending")}
+    assert rows == both | {("random", "ascending", seed) for seed in range(3)}
+    fractions = sorted({float(str(point.varies["fraction"])) for point in made})
+    assert fractions[0] == 0
+    assert fractions[-1] == 1
+    assert len(made) == len(fractions) * len(rows)
+
+
+@pytest.mark.parametrize("model", LARGER)
+def test_the_larger_models_have_the_sizes_of_the_paper(model: str) -> None:
+    (point,) = points(f"model={model}", "base.from=hub", "target=train")
+    assert isinstance(point.spec, TrainedCheckpoint)
+    base = point.spec.start
+    assert isinstance(base, HubCheckpoint)
+    shape = base.shape
+    sizes = (shape.hidden_size, shape.num_layers, shape.num_heads, shape.num_kv_heads, shape.mlp_size)
+    assert (*sizes, base.id, base.revision) == LARGER[model]
+
+
+def test_the_learning_rate_of_pretraining_is_ten_times_that_of_continual_pretraining_as_in_the_paper() -> None:
+    (data,) = composed("training=cpt", "training@pretrain.training=pretrain")
+    parsed = config.parse(data)
+    before, after = parsed.pretrain.training, parsed.training
+    assert (before.lr, before.schedule, before.lr_final_share, before.warmup_tokens) == (4e-4, "cosine", 0.1, 700_000_000)
+    assert before.lr * before.lr_final_share == pytest.approx(after.lr)
+
+
+@pytest.mark.parametrize("words", NOT_SCIENCE, ids=" ".join)
+def test_a_key_does_not_depend_on_where_and_how_things_are_computed(words: tuple[str, ...]) -> None:
+    (before,), (after,) = points(*ONE_POINT), points(*ONE_POINT, *words)
+    assert key(before.spec) == key(after.spec)
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        "criterion=delta_norm",
+        "intervention.fraction=0.25",
+        "training.lr=1e-5",
+        "protocol.seed=1",
+        "mixture=tiny_text",
+        "pretrain.training.seed=1",
+    ],
+)
+def test_a_key_depends_on_what_is_computed(word: str) -> None:
+    (before,), (after,) = points(*ONE_POINT), points(*ONE_POINT, word)
+    assert key(before.spec) != key(after.spec)
+
+
+def test_an_integer_and_a_whole_float_are_one_key() -> None:
+    study = ("intervention=rewind", "criterion=random")
+    (one,), (other,) = points(*study, "intervention.fraction=1"), points(*study, "intervention.fraction=1.0")
+    assert key(one.spec) == key(other.spec)
+
+
+def test_columns_are_short_where_that_is_unambiguous() -> None:
+    groups = named("mixture=tiny_math,tiny_text", "mixture@reference.mixture=tiny_math,tiny_text", "intervention.fraction=0,1")
+    assert list(groups[0]) == ["mixture", "mixture@reference.mixture", "fraction"]
+    assert list(named("criterion.seed=0,1", "protocol.seed=0,1", "workers=1")[0]) == ["criterion.seed", "protocol.seed"]
+    assert named("criterion=random,delta_norm")[1] == {"criterion": "delta_norm"}
+
+
+def test_what_does_not_vary_is_no_part_of_a_name() -> None:
+    names = [point.name for point in points("intervention=rewind", "criterion=random", "intervention.fraction=0,0.5", "protocol.seed=3")]
+    assert names == ["fraction=0", "fraction=0.5"]
+
+
+def test_fractions_that_differ_late_are_two_points() -> None:
+    made = points("intervention=rewind", "criterion=random", "intervention.fraction=0.1234567,0.1234568")
+    assert len(made) == 2
+
+
+def test_an_override_on_the_command_line_replaces_what_the_experiment_sweeps() -> None:
+    one = points("+experiment=quickstart", "intervention.fraction=0.5")
+    assert {selection(point.spec).fraction for point in one} == {0.5}
+    assert len(one) == 7
+    two = points("+experiment=quickstart", "intervention.fraction=0.5", "criterion=delta_norm")
+    assert sorted(selection(point.spec).ranking.direction for point in two) == ["ascending", "descending"]
+    assert {selection(point.spec).ranking.criterion for point in two} == {"delta_norm"}
+
+
+def test_a_results_folder_may_be_meant_from_home(tmp_path: Path) -> None:
+    answer = here("plan", "+experiment=rewind_1b", HOME=str(tmp_path), CPT_LAB_RESULTS="~/runs")
+    assert answer.out.endswith(f"results: {tmp_path / 'runs'}\n")
+
+
+def test_an_experiment_outside_the_repository_is_found_by_config_dir(tmp_path: Path) -> None:
+    folder = tmp_path / "mine" / "experiment"
+    folder.mkdir(parents=True)
+    (folder / "halves.yaml").write_text(
+        "# @package _global_\n"
+        "defaults:\n  - override /intervention: rewind\n  - override /criterion: random\n"
+        "question: Half of them?\n"
+        "hydra:\n  sweeper:\n    params:\n      intervention.fraction: 0.25,0.5,0.75\n"
+    )
+    answer = here("plan", "+experiment=halves", "--config-dir", str(tmp_path / "mine"), f"results={tmp_path / 'results'}")
+    assert answer.code == 0, answer.err
+    assert answer.out.startswith("study halves: 3 points, 0 done")
+    assert "Half of them?" in answer.out
+
+
+def test_a_mistyped_setting_in_an_experiment_of_ones_own_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "experiment"
+    folder.mkdir()
+    (folder / "typo.yaml").write_text("# @package _global_\nexecution:\n  eval_bach: 3\n")
+    said = here("plan", "+experiment=typo", "--config-dir", str(tmp_path), f"results={tmp_path / 'results'}").refusal
+    assert said.startswith("unknown setting 'execution.eval_bach' (did you mean execution.eval_batch")
+
+
+def named(*words: str) -> list[dict[str, str]]:
+    """The columns of each point of a sweep."""
+    with hydra("intervention=rewind", *words) as (_, _, sweep):
+        return config.named(sweep)
+
+
+def rewind_of(spec: Spec) -> Rewind:
+    assert isinstance(spec, Evaluation)
+    assert isinstance(spec.checkpoint, Patched)
+    (change,) = spec.checkpoint.interventions
+    assert isinstance(change, Rewind)
+    return change
+
+
+def selection(spec: Spec) -> TopOf:
+    select = rewind_of(spec).select
+    assert isinstance(select, TopOf)
+    return select

@@ -1,0 +1,109 @@
+"""A launch: what is written before any worker starts, and the code that the workers run from."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+import toys
+from cpt_lab import launch, provenance, study
+from cpt_lab.specs import Evaluation, key
+from cpt_lab.store import State, Store
+from cpt_lab.study import Point, Study
+from spec_cases import BASE, MATH, PROTOCOL, RANDOM, TEXT, TOKENS, TUNED, rewound
+
+POINT = Evaluation(checkpoint=rewound(RANDOM), protocol=PROTOCOL)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return tmp_path / "results"
+
+
+def test_a_launch_is_read_back_as_it_was_written_with_every_key(root: Path) -> None:
+    told = toys.told(root, [POINT, TOKENS])
+    read = launch.load(told.folder)
+    assert read == told
+    assert [key(order.spec) for order in read.orders] == [key(order.spec) for order in told.orders]
+    assert read.stages() == ("data", "cpt", "rank", "evaluate")
+    assert read.packs == ((key(POINT),),)
+
+
+def test_the_steps_of_a_launch_are_queued_but_not_those_that_run_or_wait_for_a_ranking(root: Path) -> None:
+    store = Store(root, launch="another")
+    lease = store.claim(TEXT)
+    assert lease is not None
+    store.mark(TEXT, State.RUNNING)
+    told = toys.told(root, [POINT])
+    queued = told.store()
+    assert [queued.status(spec).state for spec in (TUNED, BASE, MATH, TEXT)] == [State.QUEUED, State.QUEUED, State.QUEUED, State.RUNNING]
+    assert queued.status(TEXT).launch == "another"
+    assert not queued.folder(POINT).exists()
+    lease.release()
+
+
+def test_a_new_launch_starts_to_count_attempts_again(root: Path) -> None:
+    first = toys.told(root, [MATH]).store()
+    first.mark(MATH, State.RUNNING)
+    first.mark(MATH, State.FAILED, "no numbers")
+    second = toys.told(root, [MATH]).store()
+    status = second.status(MATH)
+    assert (status.state, status.attempts, status.message) == (State.QUEUED, 0, "")
+
+
+def test_workers_find_the_snapshots_code_first_and_compute_with_the_threads_of_the_launch(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = toys.told(root, [MATH])
+    monkeypatch.setenv("PYTHONPATH", "/elsewhere")
+    place = launch.environment(told)
+    assert place["PYTHONPATH"].split(os.pathsep) == [str(told.folder / "code"), str(told.folder / "code" / "launchers"), "/elsewhere"]
+    assert (place["OMP_NUM_THREADS"], place["OMP_WAIT_POLICY"]) == ("1", "PASSIVE")
+    assert place["CPT_LAB_COMMAND"] == "python -m cpt_lab +experiment=toys"
+    assert (told.folder / "code" / "cpt_lab" / "worker.py").exists()
+    assert (told.folder / "code" / "conf" / "config.yaml").exists()
+
+
+def test_the_same_code_is_kept_once_and_another_code_beside_it(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = tmp_path / "checkout"
+    (source / "cpt_lab").mkdir(parents=True)
+    (source / "launchers").mkdir()
+    (source / "cpt_lab" / "one.py").write_text("1")
+    monkeypatch.setattr(provenance, "source_root", lambda: source)
+    first = provenance.snapshot(root)
+    assert provenance.snapshot(root) == first
+    (source / "cpt_lab" / "one.py").write_text("2")
+    second = provenance.snapshot(root)
+    assert {path.name for path in (root / "code").iterdir()} == {first.name, second.name}
+    assert ((first / "cpt_lab" / "one.py").read_text(), (second / "cpt_lab" / "one.py").read_text()) == ("1", "2")
+
+
+# ------------------------------------------------------------------------------------------------------------------ study
+
+
+def test_a_study_is_read_back_as_it_was_saved(root: Path) -> None:
+    store = Store(root)
+    point = Point(name="random 0.25", varies={"criterion": "random", "fraction": 0.25, "seed": None}, config={"a": 1}, spec=POINT)
+    asked = Study(name="rewind_tiny", question="Which heads?", points=(point,))
+    study.save(store, asked)
+    read = study.load(store, "rewind_tiny")
+    assert read == asked
+    assert key(read.points[0].spec) == key(POINT)
+    assert study.names(store) == ["rewind_tiny"]
+
+
+def test_an_unknown_study_is_refused_with_those_there_are(root: Path) -> None:
+    store = Store(root)
+    with pytest.raises(KeyError, match="none yet"):
+        study.load(store, "rewind")
+    study.save(store, Study(name="truncate", points=()))
+    with pytest.raises(KeyError, match="truncate"):
+        study.load(store, "rewind")
+
+
+@pytest.mark.parametrize("name", ["", "..", "a/b", "-a", "a b"])
+def test_a_study_name_that_is_no_plain_folder_name_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match="use letters, digits"):
+        Study(name=name, points=())

@@ -1,0 +1,129 @@
+"""Real workers with toy builders: `python -m cpt_lab.worker` as the launchers start it, but every build is a note on a file.
+
+What a build does is said by a script, key -> one of SCRIPTS, which the test may rewrite between two runs.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import types
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cpt_lab import launch, plan, study
+from cpt_lab.execution import Execution
+from cpt_lab.launch import Launch
+from cpt_lab.specs import Ranking, Spec, key
+from cpt_lab.store import Store, Workspace, read_json
+from cpt_lab.study import Point, Study
+
+SCRIPTS = ("hang", "hang deaf", "die", "fail")
+if TYPE_CHECKING:
+    import pytest
+
+    from cpt_lab import local
+
+ORDER = tuple((layer, head) for layer in (1, 0) for head in range(4))
+TESTS = Path(__file__).parent
+
+
+def install() -> None:
+    """Replace the builders of this process; sitecustomize calls it in workers. torch has nothing to do here and is not imported."""
+    from cpt_lab import build
+
+    sys.modules["torch"] = types.SimpleNamespace(set_num_threads=lambda _: None)  # type: ignore[assignment]
+    for kind in build.BUILDERS:
+        build.BUILDERS[kind] = toy
+
+
+def toy(workshop: object, spec: Spec, work: Workspace) -> None:
+    """Note who builds what, then do what the script says."""
+    del workshop
+    root = work.folder.parents[1]
+    with (root / "notes.txt").open("a") as file:
+        file.write(f"{os.getpid()} {key(spec)}\n")
+    if isinstance(spec, Ranking):
+        (work.product / "ranking.json").write_text(json.dumps({"order": ORDER}))
+    (work.product / "results.json").write_text("{}")
+    act(str(read_json(root / "script.json").get(key(spec), "")), work)
+
+
+def act(script: str, work: Workspace) -> None:
+    if script.startswith("hang"):
+        (work.folder / "hanging").touch()
+        while True:
+            try:
+                threading.Event().wait()
+            except BaseException:
+                if script != "hang deaf":  # a library that swallows what a signal raises
+                    raise
+                return
+    if script == "die":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if script == "fail":
+        raise ValueError("told to fail")
+
+
+def write_script(root: Path, actions: dict[str, str]) -> None:
+    root.mkdir(parents=True, exist_ok=True)
+    (root / "script.json").write_text(json.dumps(actions))
+
+
+def notes(root: Path) -> list[tuple[int, str]]:
+    """(process, key) of every build that was begun, in order."""
+    lines = (root / "notes.txt").read_text().splitlines() if (root / "notes.txt").exists() else []
+    return [(int(process), name) for process, name in map(str.split, lines)]
+
+
+def told(root: Path, specs: Sequence[Spec], *, packs: int = 2, max_attempts: int = 2) -> Launch:
+    """A launch of a study whose points are these specs."""
+    store = Store(root)
+    points = tuple(Point(name=f"point {index}", varies={}, config={}, spec=spec) for index, spec in enumerate(specs))
+    asked = Study(name="toys", command="python -m cpt_lab +experiment=toys", points=points)
+    made = plan.make(points, status=store.status, orders=study.orders(store, list(specs)), workers=packs)
+    return launch.prepare(made, asked, store, where="local", how=Execution(), max_attempts=max_attempts)
+
+
+def crew(told: Launch, patch: pytest.MonkeyPatch, count: int = 2) -> local.Crew:
+    """The local launcher's own crew, of toy workers."""
+    from cpt_lab import local  # not in the workers themselves: it imports the module that they run
+
+    patch.setenv("PYTHONPATH", str(_customized(told)))
+    return local.Crew(told, count)
+
+
+@contextmanager
+def workers(
+    told: Launch, count: int = 1, *, stage: str = "all", environment: dict[str, str] | None = None
+) -> Iterator[list[subprocess.Popen[str]]]:
+    """So many toy workers of a launch; those that are still there at the end are killed."""
+    place = launch.environment(told) | (environment or {})
+    place["PYTHONPATH"] += f":{_customized(told)}"
+    command = [sys.executable, "-m", "cpt_lab.worker", str(told.folder), "--stage", stage, "--pack"]
+    started = [
+        subprocess.Popen(
+            [*command, str(index)], cwd=told.folder / "code", env=place, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        for index in range(count)
+    ]
+    try:
+        yield started
+    finally:
+        for process in started:
+            process.kill()
+            process.communicate()
+
+
+def _customized(told: Launch) -> Path:
+    """A folder for PYTHONPATH that turns every Python started with it into a toy worker."""
+    folder = told.results.parent / "toys"
+    folder.mkdir(exist_ok=True)
+    (folder / "sitecustomize.py").write_text(f"import sys\nsys.path.append({str(TESTS)!r})\nimport toys\ntoys.install()\n")
+    return folder
