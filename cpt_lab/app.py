@@ -14,7 +14,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from cpt_lab import config, launch, local, plan, preflight, report, study
+from cpt_lab import config, launch, local, plan, points, preflight, report, study
 from cpt_lab.config import Settings
 from cpt_lab.names import unknown
 from cpt_lab.store import Store
@@ -121,8 +121,8 @@ def _results(overrides: list[str]) -> Path:
 
 def act(composed: Sequence[tuple[dict[str, Any], str | None]], overrides: Sequence[Sequence[str]], *, where: str) -> None:
     """Do what the verb says with the composed points; SystemExit with the exit code unless it is 0. The launcher calls this."""
-    names = config.named(overrides)
-    points = config.align(config.point(data, varies) for (data, _), varies in zip(composed, names, strict=True))
+    names = points.named(overrides)
+    composed_points = points.align(points.point(data, varies) for (data, _), varies in zip(composed, names, strict=True))
     first, experiment = composed[0]
     chosen = config.settings(config.parse(first), experiment, Path.cwd())
     command = os.environ.get("CPT_LAB_COMMAND", "")
@@ -130,7 +130,7 @@ def act(composed: Sequence[tuple[dict[str, Any], str | None]], overrides: Sequen
         name=chosen.study,
         question=chosen.question,
         command=command,
-        points=tuple(points),
+        points=tuple(composed_points),
         figures=chosen.figures,
         tracking=chosen.tracking,
     )
@@ -173,9 +173,9 @@ def _run(asked: Study, chosen: Settings, where: str) -> int:
     return _finish(store, asked)
 
 
-def _planned(store: Store, points: Sequence[Point], chosen: Settings, where: str) -> plan.Plan:
-    specs = [point.spec for point in points]
-    return plan.make(points, status=store.status, orders=study.orders(store, specs), workers=_workers(chosen, where))
+def _planned(store: Store, wanted: Sequence[Point], chosen: Settings, where: str) -> plan.Plan:
+    specs = [point.spec for point in wanted]
+    return plan.make(wanted, status=store.status, orders=study.orders(store, specs), workers=_workers(chosen, where))
 
 
 def _workers(chosen: Settings, where: str) -> int:
@@ -196,10 +196,10 @@ def _show(verb: str, store: Store, asked: Study, *, words: list[str]) -> int:
     if verb == "compare":
         from analysis import compare
 
-        points = [point for point in asked.points if all(word in point.name.split() for word in words)]
-        if len(points) < 2:
-            raise ValueError(f"compare needs two points or more, and {len(points)} of study {asked.name} have {words} in their name")
-        print(compare.text(compare.compare(store, points)))
+        chosen = [point for point in asked.points if all(word in point.name.split() for word in words)]
+        if len(chosen) < 2:
+            raise ValueError(f"compare needs two points or more, and {len(chosen)} of study {asked.name} have {words} in their name")
+        print(compare.text(compare.compare(store, chosen)))
         return 0
     raise KeyError(unknown("verb", verb, VERBS))
 

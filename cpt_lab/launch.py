@@ -106,5 +106,5 @@ def environment(launch: Launch) -> dict[str, str]:
 
 
 def _queue(store: Store, step: Step) -> None:
-    if store.status(step.spec).state is not State.RUNNING and not study.rankings_pending(step.spec):
+    if store.status(step.spec).state not in (State.RUNNING, State.DONE) and not study.rankings_pending(step.spec):
         store.mark(step.spec, State.QUEUED)

@@ -15,7 +15,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from cpt_lab import config
+from cpt_lab import points as points_of
 from cpt_lab.study import Point
 from hydra_plugins.cpt_packed._compose import compose
 from hydra_plugins.cpt_packed.grid_sweeper import expand
@@ -58,4 +58,6 @@ def points(*words: str) -> tuple[Point, ...]:
     """The points of a command, as the app makes them; made once for all tests that ask."""
     with hydra(*words) as (loader, master, sweep):
         configurations = [data for data, _ in compose(loader, master, sweep)]
-    return tuple(config.align(config.point(data, varies) for data, varies in zip(configurations, config.named(sweep), strict=True)))
+    return tuple(
+        points_of.align(points_of.point(data, varies) for data, varies in zip(configurations, points_of.named(sweep), strict=True))
+    )

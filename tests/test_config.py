@@ -10,6 +10,7 @@ import pytest
 from command_line import here
 from compositions import CONF, EXPERIMENTS, composed, hydra, points, whole
 from cpt_lab import config
+from cpt_lab import points as points_of
 from cpt_lab.interventions.rewind import Rewind
 from cpt_lab.specs import Evaluation, HubCheckpoint, Patched, Spec, TopOf, TrainedCheckpoint, digest, key
 from hydra_plugins.cpt_packed._compose import compose
@@ -237,7 +238,7 @@ def test_a_mistyped_setting_in_an_experiment_of_ones_own_is_refused(tmp_path: Pa
 def named(*words: str) -> list[dict[str, str]]:
     """The columns of each point of a sweep."""
     with hydra("intervention=rewind", *words) as (_, _, sweep):
-        return config.named(sweep)
+        return points_of.named(sweep)
 
 
 def rewind_of(spec: Spec) -> Rewind:

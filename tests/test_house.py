@@ -31,7 +31,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"progress", "worker"}),
     frozenset({"local", "remote", "preflight"}),
     frozenset({"config"}),
-    frozenset({"report"}),
+    frozenset({"points", "report"}),
     frozenset({"app"}),
     frozenset({"__main__"}),
 )
@@ -44,7 +44,7 @@ OWNERS: dict[str, tuple[str, ...]] = {
     "lm_eval": ("cpt_lab/evaluation/",),
     "olmo_core": ("cpt_lab/training/",),
     "hydra": ("cpt_lab/app.py", "cpt_lab/config.py", "launchers/hydra_plugins/"),
-    "omegaconf": ("cpt_lab/app.py", "cpt_lab/config.py", "launchers/hydra_plugins/"),
+    "omegaconf": ("cpt_lab/app.py", "cpt_lab/config.py", "cpt_lab/points.py", "launchers/hydra_plugins/"),
     "mlflow": ("cpt_lab/tracking", "analysis/", "cpt_lab/training/callbacks.py"),
     "submitit": ("cpt_lab/slurm.py",),
 }

@@ -44,6 +44,19 @@ def test_the_steps_of_a_launch_are_queued_but_not_those_that_run_or_wait_for_a_r
     lease.release()
 
 
+def test_what_was_finished_since_the_plan_was_made_is_not_queued(root: Path) -> None:
+    store = Store(root, launch="another")
+    planned = toys.planned(store, [MATH, TEXT])
+    lease = store.claim(MATH)
+    assert lease is not None
+    with store.building(MATH, lease):
+        pass
+    lease.release()
+    told = toys.prepared(store, planned)
+    assert (told.store().status(MATH).attempts, told.store().status(MATH).launch) == (1, "another")
+    assert told.store().status(TEXT).state is State.QUEUED
+
+
 def test_a_new_launch_starts_to_count_attempts_again(root: Path) -> None:
     first = toys.told(root, [MATH]).store()
     first.mark(MATH, State.RUNNING)

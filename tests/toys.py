@@ -85,9 +85,16 @@ def notes(root: Path) -> list[tuple[int, str]]:
 def told(root: Path, specs: Sequence[Spec], *, packs: int = 2, max_attempts: int = 2) -> Launch:
     """A launch of a study whose points are these specs."""
     store = Store(root)
+    return prepared(store, planned(store, specs, packs=packs), max_attempts=max_attempts)
+
+
+def planned(store: Store, specs: Sequence[Spec], *, packs: int = 2) -> plan.Plan:
     points = tuple(Point(name=f"point {index}", varies={}, config={}, spec=spec) for index, spec in enumerate(specs))
-    asked = Study(name="toys", command="python -m cpt_lab +experiment=toys", points=points)
-    made = plan.make(points, status=store.status, orders=study.orders(store, list(specs)), workers=packs)
+    return plan.make(points, status=store.status, orders=study.orders(store, list(specs)), workers=packs)
+
+
+def prepared(store: Store, made: plan.Plan, *, max_attempts: int = 2) -> Launch:
+    asked = Study(name="toys", command="python -m cpt_lab +experiment=toys", points=made.points)
     return launch.prepare(made, asked, store, where="local", how=Execution(), max_attempts=max_attempts)
 
 

@@ -2,11 +2,40 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, field_validator, model_validator
 
 from cpt_lab.architecture import group, group_size, head_slices
 from cpt_lab.patch import Copy, Patch
-from cpt_lab.specs import Checkpoint, Head, Heads, Intervention, ModelShape, Ranking, Selection, Spec, TopOf
+from cpt_lab.specs import Checkpoint, Choices, Head, Heads, Intervention, ModelShape, Ranking, Selection, Spec, TopOf
+
+
+class RewindSettings(BaseModel):
+    """Which heads: a share of a ranking, or an explicit list; and what becomes of shared k and v."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    fraction: float | None = None
+    direction: str
+    kv: Literal["when_group_complete", "with_first", "never"]
+    roles: tuple[str, ...]
+    heads: tuple[Head, ...] | None
+
+    @field_validator("fraction", mode="before")
+    @classmethod
+    def _is_a_share(cls, fraction: Any) -> Any:
+        number = isinstance(fraction, int | float) and not isinstance(fraction, bool)
+        if fraction is not None and not (number and 0 <= fraction <= 1):
+            raise ValueError(f"got {fraction!r}, allowed is a share of the heads between 0 and 1")
+        return fraction
+
+    @model_validator(mode="after")
+    def _says_which(self) -> RewindSettings:
+        if self.heads is None and self.fraction is None:
+            raise ValueError(
+                "intervention=rewind must know which heads: set intervention.fraction=0.5, or intervention.heads=[[LAYER,HEAD],...]"
+            )
+        return self
 
 
 class Rewind(Intervention):
@@ -17,10 +46,20 @@ class Rewind(Intervention):
     multi-head attention only, where k and v belong to their head and all three are one.
     """
 
+    SETTINGS = RewindSettings
     kind: Literal["rewind"] = "rewind"
     base: Checkpoint
     select: Selection
     kv: Literal["when_group_complete", "with_first", "never"] = "when_group_complete"
+
+    @classmethod
+    def chosen(cls, settings: RewindSettings, choices: Choices) -> Rewind:
+        base = choices.checkpoint("base")
+        if settings.heads is not None:
+            _check_heads(settings.heads, base.shape)
+            return cls(base=base, select=Heads(heads=settings.heads), kv=settings.kv)
+        assert settings.fraction is not None  # the settings say so
+        return cls(base=base, select=TopOf(ranking=choices.ranking(settings.direction), fraction=settings.fraction), kv=settings.kv)
 
     def needs(self) -> tuple[Spec, ...]:
         return (self.base, *self.rankings())
@@ -55,6 +94,14 @@ class Rewind(Intervention):
 
     def label(self) -> str:
         return f"rewind-{self.select.label()}"
+
+
+def _check_heads(heads: tuple[Head, ...], shape: ModelShape) -> None:
+    for layer, head in heads:
+        if not (0 <= layer < shape.num_layers and 0 <= head < shape.num_heads):
+            raise ValueError(
+                f"head [{layer}, {head}] does not exist: the model has layers 0 to {shape.num_layers - 1}, heads 0 to {shape.num_heads - 1}"
+            )
 
 
 def _takes_kv(policy: str, shape: ModelShape, head: Head, chosen: frozenset[Head]) -> bool:

@@ -23,7 +23,7 @@ from cpt_lab.specs.corpora import (
 )
 from cpt_lab.specs.evaluations import Evaluation, GenerateTask, HarnessTask, PerplexityTask, Protocol, Task
 from cpt_lab.specs.graph import STORED, closure, parse, rankings_of, settled
-from cpt_lab.specs.patched import Head, Heads, Intervention, Patched, Ranking, Selection, Spectra, TopOf
+from cpt_lab.specs.patched import Choices, Head, Heads, Intervention, Patched, Ranking, Selection, Spectra, TopOf
 
 __all__ = [
     "SCHEMA",
@@ -31,6 +31,7 @@ __all__ = [
     "BpeTokenizer",
     "BuiltinCorpus",
     "Checkpoint",
+    "Choices",
     "Corpus",
     "Evaluation",
     "FilesCorpus",

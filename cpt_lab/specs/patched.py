@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol, Self
 
-from pydantic import Field, SerializeAsAny, field_validator, model_validator
+from pydantic import BaseModel, Field, SerializeAsAny, field_validator, model_validator
 
 from cpt_lab.specs.base import Spec, identity
 from cpt_lab.specs.checkpoints import Checkpoint, ModelShape
@@ -96,10 +96,26 @@ class TopOf(Spec):
 Selection = Annotated[Heads | TopOf, Field(discriminator="kind")]
 
 
+class Choices(Protocol):
+    """What the configuration of an intervention may refer to."""
+
+    def checkpoint(self, name: Literal["base", "tuned", "reference"]) -> Checkpoint:
+        """One of the study's checkpoints."""
+
+    def ranking(self, direction: str) -> Ranking:
+        """The chosen criterion's order of the heads."""
+
+
 class Intervention(Spec):
     """One change of weights as data; each kind is a class in `cpt_lab/interventions`."""
 
+    SETTINGS: ClassVar[type[BaseModel]]  # what conf/intervention/<kind>.yaml may say, beside its name
     kind: str
+
+    @classmethod
+    def chosen(cls, settings: Any, choices: Choices) -> Self:
+        """The intervention that these SETTINGS mean; ValueError in one sentence if they mean none."""
+        raise NotImplementedError(f"{cls.__name__} cannot be configured")
 
     def settled(self) -> Intervention | None:
         """The same change in its simplest form: explicit units where no ranking is needed to know them, None if it changes nothing."""
