@@ -85,7 +85,7 @@ def _corpus(config: Config, name: str) -> specs.Corpus:
     if data["kind"] == "files_corpus" and "files_digest" not in data:
         from cpt_lab.data.files import files_digest
 
-        data = {**data, "files_digest": files_digest([Path(file).expanduser() for file in data.get("files", ())])}
+        data = {**data, "files_digest": files_digest(data.get("files", ()))}
     return validated(kinds[data["kind"]], data, f"corpora.{name}")
 
 

@@ -20,7 +20,7 @@ from cpt_lab.store import State, Store
 from cpt_lab.weights import weights_digest
 from factory import tiny_checkpoint, tiny_shape
 from processes import wait_for
-from spec_cases import MATH, TEXT
+from spec_cases import INST, MATH
 
 FRACTIONS = (0.0, 0.125, 0.25, 0.5, 1.0)
 SEEDS = (0, 1)
@@ -28,7 +28,7 @@ PROTOCOL = Protocol(
     name="tiny",
     tasks=(
         GenerateTask(name="sums", corpus=MATH, items=3, max_new_tokens=8),
-        PerplexityTask(name="prose", corpus=TEXT.but(name="inst"), items=3),
+        PerplexityTask(name="prose", corpus=INST, items=3),
     ),
     harness=version("lm_eval"),
 )
@@ -59,17 +59,30 @@ def running_by(root: Path, pid: int) -> list[Path]:
     return [path.parent for path in leases if path.exists() and json.loads(path.read_text())["pid"] == pid]
 
 
+def begun(root: Path, processes: list[subprocess.Popen[bytes]]) -> bool:
+    return any(running_by(root, process.pid) for process in processes)
+
+
+def ended(processes: list[subprocess.Popen[bytes]]) -> bool:
+    return all(process.poll() is not None for process in processes)
+
+
+def logs(told: Launch) -> str:
+    return "\n".join(path.read_text()[-2000:] for path in (told.folder / "logs").iterdir())
+
+
 @pytest.mark.slow
 def test_a_sweep_survives_kill_9_of_a_worker_and_scores_every_distinct_model_once(tmp_path: Path, points: list[Evaluation]) -> None:
     root = tmp_path / "results"
     told = toys.told(root, points, packs=2)
     processes = [start(told, index) for index in range(2)]
     try:
-        wait_for(lambda: any(running_by(root, process.pid) for process in processes), what="an evaluation", seconds=240)
+        wait_for(lambda: begun(root, processes) or ended(processes), what="an evaluation", seconds=240)
+        assert not ended(processes), logs(told)
         victim, other = sorted(processes, key=lambda process: not running_by(root, process.pid))
         victim.kill()
         assert victim.wait() == -signal.SIGKILL
-        assert other.wait(timeout=240) == 0, [log.read_text()[-2000:] for log in (told.folder / "logs").iterdir()]
+        assert other.wait(timeout=240) == 0, logs(told)
     finally:
         for process in processes:
             process.kill()
