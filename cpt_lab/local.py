@@ -37,10 +37,14 @@ def cores() -> int:
 
 
 def work(told: Launch, workers: int) -> None:
-    """Run the launch's workers to their end with progress; on Ctrl-C they hand back what they build, and SystemExit says how to go on."""
+    """Run the launch's workers to their end with progress.
+
+    On Ctrl-C, a polite kill or a closed terminal they hand back what they build, and SystemExit says how to go on.
+    """
     crew = Crew(told, workers)
     with Watch(told) as watch:
         try:
+            _interrupt_on_hangup()
             while crew.working():
                 watch.refresh()
                 threading.Event().wait(POLL_SECONDS)
@@ -53,6 +57,13 @@ def work(told: Launch, workers: int) -> None:
         except BaseException:
             crew.stop()
             raise
+
+
+def _interrupt_on_hangup() -> None:
+    """Let TERM and HUP do what Ctrl-C does: workers live in sessions of their own and would go on alone. Under nohup, HUP stays ignored."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler)
 
 
 class Crew:

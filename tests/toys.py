@@ -102,7 +102,7 @@ def crew(told: Launch, patch: pytest.MonkeyPatch, count: int = 2) -> local.Crew:
     """The local launcher's own crew, of toy workers."""
     from cpt_lab import local  # not in the workers themselves: it imports the module that they run
 
-    patch.setenv("PYTHONPATH", str(_customized(told)))
+    patch.setenv("PYTHONPATH", str(customized(told)))
     return local.Crew(told, count)
 
 
@@ -112,7 +112,7 @@ def workers(
 ) -> Iterator[list[subprocess.Popen[str]]]:
     """So many toy workers of a launch; those that are still there at the end are killed."""
     place = launch.environment(told) | (environment or {})
-    place["PYTHONPATH"] += f":{_customized(told)}"
+    place["PYTHONPATH"] += f":{customized(told)}"
     command = [sys.executable, "-m", "cpt_lab.worker", str(told.folder), "--stage", stage, "--pack"]
     started = [
         subprocess.Popen(
@@ -128,7 +128,7 @@ def workers(
             process.communicate()
 
 
-def _customized(told: Launch) -> Path:
+def customized(told: Launch) -> Path:
     """A folder for PYTHONPATH that turns every Python started with it into a toy worker."""
     folder = told.results.parent / "toys"
     folder.mkdir(exist_ok=True)
