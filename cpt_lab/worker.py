@@ -26,7 +26,8 @@ from cpt_lab.store import State
 
 POLL_SECONDS = 0.2
 EVERY_STAGE = "all"
-FAILED, CRASHED, STOPPED = 1, 70, 75  # exit codes: of some steps, of the worker itself, of a signal (EX_SOFTWARE, EX_TEMPFAIL)
+FAILED, CRASHED = 1, 70  # exit codes: some steps, the worker itself (EX_SOFTWARE)
+PREEMPTED, STOPPED = 75, 130  # the step in hand was handed back: try again (EX_TEMPFAIL), told to stop
 SIGNALS = {signal.SIGTERM: State.CANCELLED, signal.SIGINT: State.CANCELLED, signal.SIGUSR2: State.PREEMPTED}
 
 
@@ -55,14 +56,14 @@ def main(arguments: list[str] | None = None) -> int:
         signals.ignore()
     except Stopped as stopped:
         print(f"stopped by a signal ({stopped.state}); the same command goes on from here", flush=True)
-        code = STOPPED
-        if stopped.state is State.PREEMPTED:
-            _requeue()
+        code = PREEMPTED if stopped.state is State.PREEMPTED else STOPPED
     except Exception:  # the worker's edge: whoever started it reads the log
         traceback.print_exc()
         code = CRASHED
     if told is not None and told.where == "slurm":
         _mirror(told)
+    if code == PREEMPTED:
+        _requeue()  # last, for it ends this process
     return code
 
 

@@ -17,7 +17,7 @@ from cpt_lab import study
 from cpt_lab.launch import Launch
 from cpt_lab.specs import Evaluation, Patched, Spec, key
 from cpt_lab.store import State, Store
-from cpt_lab.worker import FAILED, STOPPED
+from cpt_lab.worker import FAILED, PREEMPTED, STOPPED
 from processes import wait_for
 from spec_cases import BASE, DELTA_NORM, HUB_TOKENIZER, INST, MATH, PROTOCOL, RANDOM, SPECTRA, TEXT, TOKENS, TUNED, rewound, rewound_heads
 
@@ -197,7 +197,7 @@ def test_a_signal_hands_the_step_back_and_the_same_launch_goes_on(root: Path, nu
         wait_for_hanging(store, TEXT)
         worker.send_signal(number)
         said, _ = worker.communicate(timeout=LONG)
-    assert worker.returncode == STOPPED
+    assert worker.returncode == (PREEMPTED if state is State.PREEMPTED else STOPPED)
     assert f"stopped by a signal ({state}); the same command goes on from here" in said
     status = store.status(TEXT)
     assert (status.state, status.attempts, status.message) == (state, 1, "handed back by a signal")
@@ -232,7 +232,7 @@ def test_a_preempted_job_is_put_back_into_the_queue(root: Path, tmp_path: Path) 
     with toys.workers(launch, environment=job) as (worker,):
         wait_for_hanging(launch.store(), MATH)
         worker.send_signal(signal.SIGUSR2)
-        assert codes([worker]) == [STOPPED]
+        assert codes([worker]) == [PREEMPTED]
     assert (tmp_path / "asked").read_text().strip() == "requeue 77"
     assert launch.store().status(MATH).job == "77"
 
