@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 MISSING = "-"
+FEW_POINTS = 4  # so many are shown with all their metrics
 
 
 def table(results: pd.DataFrame, metric: str | None = None) -> Table:
@@ -24,7 +25,7 @@ def table(results: pd.DataFrame, metric: str | None = None) -> Table:
 
     AUC is the trapezoid over the fraction rewound (P eq. 17) and ΔAUC = |AUC descending - AUC ascending| (P eq. 18), both in points of
     the metric (percent, where it is a share) times fraction. Random orders: the mean, and a line of standard deviations over the seeds.
-    A study that rewinds nothing has a line per point and a column per metric instead. ValueError if nothing is finished.
+    A study that rewinds nothing has a line per point and metric instead. ValueError if nothing is finished.
     """
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
@@ -62,16 +63,19 @@ def text(results: pd.DataFrame, metric: str | None = None, *, width: int = 160) 
 
 
 def _points(results: pd.DataFrame) -> Table:
+    """A line per point and metric; of many points only the main metric."""
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    metrics = metric_names(results)
-    sheet = Table(caption=gaps(results) or None)
-    for heading in ("point", "state", *metrics):
+    metrics = metric_names(results)[: None if len(results) <= FEW_POINTS else 1]
+    sheet = Table(caption=gaps(results) or None, box=SIMPLE_HEAD, pad_edge=False)
+    for heading in ("point", "state", "metric", "value"):
         sheet.add_column(heading)
     for _, row in results.iterrows():
-        pairs = ((row[metric], row[f"{metric}{STDERR}"]) for metric in metrics)
-        cells = (_number(value, 4) + ("" if math.isnan(error) else f" ± {error:.4f}") for value, error in pairs)
-        sheet.add_row(str(row["name"]), str(row["state"]), *cells)
+        for metric in metrics:
+            error = row[f"{metric}{STDERR}"]
+            value = _number(row[metric], 4) + ("" if math.isnan(error) else f" ± {error:.4f}")
+            sheet.add_row(str(row["name"]), str(row["state"]), metric, value)
     return sheet
 
 
