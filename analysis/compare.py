@@ -15,7 +15,9 @@ from cpt_lab.study import Point, point_status, resolved, scores
 if TYPE_CHECKING:
     import pandas as pd
 
-DOCUMENT = ["task", "document"]
+DOCUMENT = "document"
+FEW, WIDEST = 2, 120  # points, characters: more points that do not fit side by side stand one below the other
+NOT_PAIRED = ("word_perplexity", "byte_perplexity")  # a document's own can be astronomical: bits_per_byte is their logarithm
 MISSING = "-"
 NOT_SHOWN = ("kind", "name")  # of specs: they follow from the rest
 
@@ -45,11 +47,15 @@ def compare(store: Store, points: Sequence[Point]) -> pd.DataFrame:
 
 
 def text(table: pd.DataFrame) -> str:
-    """The table of `compare` for the terminal, `value ± error` in one cell."""
+    """The table of `compare` for the terminal, `value ± error` in one cell: a column per point, or a block per row if that is too wide."""
     lines = [["", *table.columns], *_lines(table)]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    padded = ([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])] for line in lines)
-    return "\n".join("  ".join(line).rstrip() for line in padded) + "\n"
+    side_by_side = _aligned(lines)
+    if len(table.columns) <= FEW or max(map(len, side_by_side.splitlines())) <= WIDEST:
+        return side_by_side
+    first, *others = lines
+    return "\n".join(
+        f"{line[0]}\n{_aligned([[f'  {name}', cell] for name, cell in zip(first[1:], line[1:], strict=True)])}" for line in others
+    )
 
 
 def markdown(table: pd.DataFrame) -> str:
@@ -99,7 +105,7 @@ def _differences(store: Store, columns: dict[str, Spec], results: dict[str, dict
     samples = {name: _samples(store, spec) for name, spec in columns.items() if results[name]}
     first, *others = columns
     rows: Rows = {}
-    for metric in _metric_names(results):
+    for metric in (name for name in _metric_names(results) if not name.endswith(NOT_PAIRED)):
         triples = [_difference(samples.get(other), samples.get(first), metric) for other in others]
         for section, part in (("difference", 0), ("difference stderr", 1), ("difference n", 2)):
             rows[section, metric] = [None, *(triple[part] for triple in triples)]
@@ -107,14 +113,16 @@ def _differences(store: Store, columns: dict[str, Spec], results: dict[str, dict
 
 
 def _difference(samples: pd.DataFrame | None, first: pd.DataFrame | None, metric: str) -> tuple[float | None, float | None, int]:
-    """(mean, paired standard error, n) over the documents that both have."""
-    if samples is None or first is None or metric not in samples or metric not in first:
+    """(mean, paired standard error, n) over the documents of the metric's task that both have."""
+    task, _, column = metric.partition("/")
+    if samples is None or first is None or column not in samples or column not in first:
         return None, None, 0
-    pairs = samples[[*DOCUMENT, metric]].merge(first[[*DOCUMENT, metric]], on=DOCUMENT, suffixes=("", " first"))
+    ours, theirs = (table.loc[table["task"] == task, [DOCUMENT, column]] for table in (samples, first))
+    pairs = ours.merge(theirs, on=DOCUMENT, suffixes=("", " first"))
     pairs = pairs.replace([np.inf, -np.inf], np.nan).dropna()  # a perplexity may be beyond the floats
     if pairs.empty:
         return None, None, 0
-    return paired_difference(pairs[metric].to_numpy(float), pairs[f"{metric} first"].to_numpy(float))
+    return paired_difference(pairs[column].to_numpy(float), pairs[f"{column} first"].to_numpy(float))
 
 
 def _samples(store: Store, spec: Spec) -> pd.DataFrame:
@@ -148,6 +156,12 @@ def _implied(path: str) -> bool:
 
 
 # ---------------------------------------------------------------------------------------------------------------- text
+
+
+def _aligned(lines: list[list[str]]) -> str:
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    padded = ([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])] for line in lines)
+    return "\n".join("  ".join(line).rstrip() for line in padded) + "\n"
 
 
 def _lines(table: pd.DataFrame) -> Iterator[list[str]]:

@@ -28,7 +28,8 @@ python -m cpt_lab [VERB] [+experiment=NAME] [KEY=VALUE ...]     (cpt-lab is the 
   run        (no verb) compose the points, build what is missing, draw the figures
   plan       what would be done, why, in which packs; needs no GPU, no network, no torch
   status     points by state, with the reasons of failures:  status STUDY, or status +experiment=NAME
-  compare    points side by side with paired standard errors: compare STUDY [WORD ...], points whose name has all the words
+  compare    points side by side with paired standard errors: compare STUDY [WORD ...], points whose name has all the words,
+             or compare STUDY "NAME" "NAME" ...
   track      track sync [STUDY ...]: bring MLflow up to the store
 
   --config-dir DIR    keep experiments of your own in DIR/experiment
@@ -196,7 +197,8 @@ def _show(verb: str, store: Store, asked: Study, *, words: list[str]) -> int:
     if verb == "compare":
         from analysis import compare
 
-        chosen = [point for point in asked.points if all(word in point.name.split() for word in words)]
+        named = [point for point in asked.points if point.name in words]
+        chosen = named or [point for point in asked.points if all(word in point.name.split() for word in words)]
         if len(chosen) < 2:
             raise ValueError(f"compare needs two points or more, and {len(chosen)} of study {asked.name} have {words} in their name")
         print(compare.text(compare.compare(store, chosen)))

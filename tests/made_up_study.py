@@ -124,8 +124,8 @@ def score(store: Store, spec: Spec, accuracy: float) -> None:
 
 
 def samples(right: np.ndarray[Any, Any], bits: np.ndarray[Any, Any]) -> pd.DataFrame:
-    answers = pd.DataFrame({"task": "tiny_math", "document": range(len(right)), ACCURACY: right})
-    texts = pd.DataFrame({"task": "tiny_text", "document": range(len(bits)), BITS: bits})
+    answers = pd.DataFrame({"task": "tiny_math", "document": range(len(right)), "exact_match_strict": right})
+    texts = pd.DataFrame({"task": "tiny_text", "document": range(len(bits)), "bits_per_byte": bits})
     return pd.concat([answers, texts], ignore_index=True)
 
 

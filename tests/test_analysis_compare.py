@@ -110,6 +110,16 @@ def test_documents_beyond_the_floats_are_left_out_of_the_difference(finished: tu
     store, points = finished
     samples = store.product(resolved(store, [points[DESCENDING]])[DESCENDING]) / "samples.parquet"
     table = pd.read_parquet(samples)
-    table.loc[table["task"] == "tiny_text", made.BITS] = [math.inf, *[1.0] * 9]
+    table.loc[table["task"] == "tiny_text", "bits_per_byte"] = [math.inf, *[1.0] * 9]
     table.to_parquet(samples)
     assert compare(store, [points[ASCENDING], points[DESCENDING]]).loc[("difference n", made.BITS), DESCENDING] == 9
+
+
+def test_points_too_many_for_the_terminal_stand_one_below_the_other(tmp_path: Path) -> None:
+    store, study = made.make(tmp_path)
+    made.finish(store, study)
+    table = compare(store, list(study.points))
+    lines = text(table).splitlines()
+    assert max(map(len, lines)) <= 120
+    start = lines.index(made.ACCURACY)
+    assert [line.split("  ")[1] for line in lines[start + 1 : start + 1 + len(study.points)]] == [point.name for point in study.points]
