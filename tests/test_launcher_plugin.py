@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
 from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
 from hydra.test_utils.launcher_common_tests import IntegrationTestSuite, LauncherTestSuite
+from hydra.version import VersionBase
+from packaging.version import Version
 
 from hydra_plugins.cpt_packed.grid_sweeper import GridSweeper, expand
 from hydra_plugins.cpt_packed.launcher import PackedLauncher
@@ -17,6 +21,16 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:Future Hydra versions will no longer change working directory"),
     pytest.mark.filterwarnings("ignore:\\s*The version_base parameter is not specified"),
 ]
+
+
+@pytest.fixture(autouse=True)
+def _version_base_of_hydras_own_tests() -> Iterator[None]:
+    """They were written for the defaults of 1.1, which a test that ran the app before has changed for the whole process."""
+    kept = VersionBase.instance()
+    VersionBase.set_instance(VersionBase.__new__(VersionBase))
+    VersionBase.instance().setbase(Version("1.1"))
+    yield
+    VersionBase.set_instance(kept)
 
 
 def test_hydra_finds_the_launcher_and_the_sweeper() -> None:
