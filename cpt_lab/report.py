@@ -75,7 +75,7 @@ def show_plan(asked: Study, todo: Plan, store: Store, *, missing: Sequence[str],
         )
     for lack in missing:
         console.print(f"[yellow]missing here:[/] {escape(lack)}")
-    console.print(f"results: {store.root}", highlight=False)
+    print(f"results: {store.root}")
 
 
 def show_status(store: Store, asked: Study) -> None:
