@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shlex
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -98,7 +99,7 @@ def ui_command(settings: Tracking) -> str:
         return ""
     if settings.kind == "server":
         return settings.address
-    return shlex.join(["mlflow", "ui", "--backend-store-uri", settings.address])
+    return shlex.join([sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", settings.address])  # MLflow need not be on the PATH
 
 
 class _View:

@@ -70,7 +70,7 @@ def test_what_is_left_open_lies_below_the_results_as_absolute_paths() -> None:
 
 
 def test_the_interface_command_names_the_database(tmp_path: Path) -> None:
-    assert ui_command(Tracking().within(tmp_path)) == f"mlflow ui --backend-store-uri sqlite:///{tmp_path}/mlflow/mlflow.db"
+    assert ui_command(Tracking().within(tmp_path)).endswith(f" -m mlflow ui --backend-store-uri sqlite:///{tmp_path}/mlflow/mlflow.db")
     assert ui_command(Tracking(kind="server", uri="http://host:5000")) == "http://host:5000"
     assert ui_command(Tracking(kind="off")) == ""
 
