@@ -57,6 +57,10 @@ class Launch(BaseModel):
         present = {order.stage for order in self.orders}
         return tuple(stage for stage in STAGES if stage in present)
 
+    def steps(self) -> list[tuple[str, Spec]]:
+        """(stage, spec) of every order."""
+        return [(order.stage, order.spec) for order in self.orders]
+
     def store(self) -> Store:
         return Store(self.results, launch=self.id)
 

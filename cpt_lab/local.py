@@ -11,9 +11,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from cpt_lab.build import Workshop, ensure
+from cpt_lab.execution import Execution
 from cpt_lab.launch import Launch, environment
+from cpt_lab.plan import stage_of
 from cpt_lab.progress import Watch
 from cpt_lab.provenance import gpu_name
+from cpt_lab.specs import Spec, closure
 from cpt_lab.store import Store
 from cpt_lab.study import Study
 from cpt_lab.worker import FAILED
@@ -42,7 +46,7 @@ def work(told: Launch, workers: int) -> None:
     On Ctrl-C, a polite kill or a closed terminal they hand back what they build, and SystemExit says how to go on.
     """
     crew = Crew(told, workers)
-    with Watch(told) as watch:
+    with Watch(told.store(), told.steps()) as watch:
         try:
             _interrupt_on_hangup()
             while crew.working():
@@ -64,6 +68,32 @@ def _interrupt_on_hangup() -> None:
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, signal.default_int_handler)
+
+
+def build_here(store: Store, wanted: Sequence[Spec], how: Execution) -> None:
+    """Build small things, and what they need, in this process with progress; what goes wrong is raised here."""
+    missing = [spec for spec in closure(list(wanted)) if not store.is_done(spec)]
+    if not missing:
+        return
+    workshop = Workshop(store, how)
+    errors: list[BaseException] = []
+
+    def build() -> None:
+        try:
+            for spec in missing:
+                ensure(workshop, spec)
+        except BaseException as error:  # of the thread: the caller raises it
+            errors.append(error)
+
+    thread = threading.Thread(target=build, daemon=True, name="builds")
+    with Watch(store, [(stage_of(spec), spec) for spec in missing]) as watch:
+        thread.start()
+        while thread.is_alive():
+            watch.refresh()
+            thread.join(POLL_SECONDS)
+        watch.refresh()
+    if errors:
+        raise errors[0]
 
 
 class Crew:

@@ -8,7 +8,7 @@ import socket
 from pathlib import Path
 from urllib.parse import urlparse
 
-from cpt_lab import specs
+from cpt_lab import local, specs
 from cpt_lab.execution import Execution
 from cpt_lab.plan import Plan
 from cpt_lab.provenance import gpu_name
@@ -39,16 +39,18 @@ def check(todo: Plan, store: Store, *, where: str) -> None:
 
 def check_budgets(todo: Plan, store: Store, how: Execution) -> None:
     """ValueError if a mixture asks for more tokens than a small local corpus has; the token files are built for it."""
-    from cpt_lab.build import Workshop, ensure
     from cpt_lab.data.tokens import check_budget
 
-    workshop = Workshop(store, how)
-    for step in todo.steps:
-        if isinstance(step.spec, specs.TrainedCheckpoint):
-            for part in step.spec.mixture.parts:
-                if not isinstance(part.corpus, specs.HubCorpus):
-                    tokens = ensure(workshop, specs.Tokens(corpus=part.corpus, tokenizer=step.spec.tokenizer))
-                    check_budget(part, int(read_json(tokens / "manifest.json")["tokens"]))
+    parts = [
+        (part, specs.Tokens(corpus=part.corpus, tokenizer=step.spec.tokenizer))
+        for step in todo.steps
+        if isinstance(step.spec, specs.TrainedCheckpoint)
+        for part in step.spec.mixture.parts
+        if not isinstance(part.corpus, specs.HubCorpus)
+    ]
+    local.build_here(store, [tokens for _, tokens in parts], how)
+    for part, tokens in parts:
+        check_budget(part, int(read_json(store.product(tokens) / "manifest.json")["tokens"]))
 
 
 def missing_here(todo: Plan, where: str) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from types import TracebackType
 from typing import Any, Self
 
@@ -10,21 +11,19 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from cpt_lab import study
-from cpt_lab.launch import Launch
 from cpt_lab.plan import STAGES
 from cpt_lab.specs import Spec, key, settled
-from cpt_lab.store import State, Status
+from cpt_lab.store import State, Status, Store
 
 LINE_SECONDS = 15.0  # without a terminal, at most one line about a running build in so long
 
 
 class Watch:
-    """Follows the states of a launch's steps in the store; nothing here is told by the workers directly."""
+    """Follows the states of (stage, spec) steps in the store; nothing here is told by those who build them."""
 
-    def __init__(self, told: Launch, console: Console | None = None) -> None:
-        self._store = told.store()
-        self._steps = [(order.stage, order.spec) for order in told.orders]
-        self._launch = told.id
+    def __init__(self, store: Store, steps: Iterable[tuple[str, Spec]], console: Console | None = None) -> None:
+        self._store = store
+        self._steps = list(steps)
         self._console = console or Console()
         self._bars = Progress(
             TextColumn("{task.description:<44}"),
@@ -81,7 +80,7 @@ class Watch:
         status = self._store.status(spec)
         if status.state is State.DONE:
             self._finished.add(name)
-        if status.launch != self._launch and status.state in (State.FAILED, State.BLOCKED):
+        if status.launch != self._store.launch and status.state in (State.FAILED, State.BLOCKED):
             return Status(State.PLANNED)  # that was an earlier launch
         return status
 

@@ -49,7 +49,7 @@ def submit(told: Launch, site: Site) -> None:
 
 def wait(told: Launch) -> None:
     """Show progress until no job of the launch is left in the queue. Ctrl-C leaves the jobs running."""
-    with Watch(told) as watch:
+    with Watch(told.store(), told.steps()) as watch:
         try:
             while _left(told.folder):
                 watch.refresh()
