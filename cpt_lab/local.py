@@ -22,7 +22,7 @@ from cpt_lab.store import Store
 from cpt_lab.study import Study
 from cpt_lab.worker import FAILED
 
-POLL_SECONDS = 0.3
+POLL_SECONDS = 0.5
 GRACE_SECONDS = 30.0  # for workers to hand back what they build
 SYNC_SECONDS = 60.0
 MOST_DEFAULT_WORKERS = 4

@@ -24,7 +24,7 @@ from cpt_lab.launch import Launch
 from cpt_lab.specs import Spec, key, settled
 from cpt_lab.store import State
 
-POLL_SECONDS = 0.2
+SHORTEST_PAUSE, LONGEST_PAUSE = 0.2, 1.6  # seconds between two looks at the store while nothing is ready
 EVERY_STAGE = "all"
 FAILED, CRASHED = 1, 70  # exit codes: some steps, the worker itself (EX_SOFTWARE)
 PREEMPTED, STOPPED = 75, 130  # the step in hand was handed back: try again (EX_TEMPFAIL), told to stop
@@ -108,13 +108,14 @@ class Worker:
     def run(self) -> int:
         """Build until nothing is left that could be: exit code 0 if all steps are done."""
         _limit_threads(self.launch.how.threads)
+        pause = SHORTEST_PAUSE
         while self.steps:
             self.check()
             if self._build_one():
-                continue
-            if not self.steps:
-                break
-            threading.Event().wait(POLL_SECONDS)
+                pause = SHORTEST_PAUSE
+            elif self.steps:
+                threading.Event().wait(pause)
+                pause = min(2 * pause, LONGEST_PAUSE)  # a long training beside it needs the core more than a look at the store
         return 0 if all(self.store.is_done(spec) for spec in self.asked.values()) else FAILED
 
     def _build_one(self) -> bool:
