@@ -151,8 +151,8 @@ def _differ(values: list[Any]) -> bool:
 
 
 def _implied(path: str) -> bool:
-    """Spectra are what a criterion reads: their differences follow from the criterion's name."""
-    return ".ranking.spectra" in path
+    """Spectra and probes are what a criterion reads: their differences follow from the criterion's name."""
+    return ".ranking.spectra" in path or ".ranking.probe" in path
 
 
 # ---------------------------------------------------------------------------------------------------------------- text

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cpt_lab.specs import Evaluation, Spec, TopOf, key
+from cpt_lab.specs import Evaluation, Ranking, Spec, TopOf, key, rankings_of
 from cpt_lab.store import State, Store
 from cpt_lab.study import Point, Study, point_status, resolved, scores
 
@@ -19,8 +20,8 @@ def frame(store: Store, study: Study) -> pd.DataFrame:
     """One row per point: name, what varies, state, message, each metric's `<task>/<metric>` and `<task>/<metric>__stderr`, key.
 
     Rewound points always have the columns criterion, direction, fraction and seed, whether the study varies them or not. `attrs` holds
-    study, question, varies (the columns of the sweep), protocol, primary (the name of the main metric), and per metric n (documents) and
-    higher_is_better.
+    study, question, varies (the columns of the sweep), protocol, primary (the name of the main metric), rankings (with their products, as
+    far as they are finished), and per metric n (documents) and higher_is_better.
     """
     import pandas as pd
 
@@ -35,6 +36,7 @@ def frame(store: Store, study: Study) -> pd.DataFrame:
         "varies": list(dict.fromkeys(name for point in study.points for name in point.varies)),
         "protocol": next((point.spec.protocol.name for point in study.points if isinstance(point.spec, Evaluation)), ""),
         "primary": next((results["primary"] for results in found.values() if results), ""),
+        "rankings": _rankings(store, study),
         "n": {name: metric["n"] for name, metric in metrics.items()},
         "higher_is_better": {name: metric["higher_is_better"] for name, metric in metrics.items()},
     }
@@ -62,6 +64,13 @@ def gaps(table: pd.DataFrame) -> str:
     failed = sum(state is not State.DONE for state in states) - pending
     counts = ((failed, "failed"), (pending, "not finished"))
     return ", ".join(f"{count} of {len(states)} points {word}" for count, word in counts if count)
+
+
+def _rankings(store: Store, study: Study) -> list[tuple[Ranking, Path]]:
+    """The finished rankings that points are, or wait for, each once."""
+    asked = [point.spec for point in study.points]
+    found = [spec for spec in asked if isinstance(spec, Ranking)] + [ranking for spec in asked for ranking in rankings_of(spec)]
+    return [(ranking, store.product(ranking)) for ranking in {key(each): each for each in found}.values() if store.is_done(ranking)]
 
 
 def _choices(point: Point) -> dict[str, Any]:

@@ -63,9 +63,9 @@ def write(results: pd.DataFrame, folder: Path, *, title: str = "", name: str = "
     folder.mkdir(parents=True, exist_ok=True)
     html = page.to_html(include_plotlyjs=True, full_html=True, div_id=name, default_height="640px")
     return [
-        _atomically(folder / f"{name}.png", lambda path: figure.savefig(path, dpi=DPI, format="png")),
-        _atomically(folder / f"{name}.pdf", lambda path: figure.savefig(path, format="pdf", metadata={"CreationDate": None})),
-        _atomically(folder / f"{name}.html", lambda path: path.write_text(html)),
+        atomically(folder / f"{name}.png", lambda path: figure.savefig(path, dpi=DPI, format="png")),
+        atomically(folder / f"{name}.pdf", lambda path: figure.savefig(path, format="pdf", metadata={"CreationDate": None})),
+        atomically(folder / f"{name}.html", lambda path: path.write_text(html)),
     ]
 
 
@@ -162,7 +162,8 @@ def _draw(axis: Axes, curve: Curve, look: Style, factor: float, *, shift: float)
     )
 
 
-def _atomically(path: Path, save: Callable[[Path], Any]) -> Path:
+def atomically(path: Path, save: Callable[[Path], Any]) -> Path:
+    """Save by a temporary sibling and rename; the path."""
     beside = path.with_name(f".{path.stem}.{uuid.uuid4().hex[:8]}{path.suffix}")
     try:
         save(beside)

@@ -14,7 +14,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from cpt_lab import config, launch, local, plan, points, preflight, report, study
+from cpt_lab import config, export, launch, local, plan, points, preflight, report, specs, study
 from cpt_lab.config import Settings
 from cpt_lab.names import unknown
 from cpt_lab.store import Store
@@ -30,12 +30,14 @@ python -m cpt_lab [VERB] [+experiment=NAME] [KEY=VALUE ...]     (cpt-lab is the 
   status     points by state, with the reasons of failures:  status STUDY, or status +experiment=NAME
   compare    points side by side with paired standard errors: compare STUDY [WORD ...], points whose name has all the words,
              or compare STUDY "NAME" "NAME" ...
+  materialize
+             write the weights of one point as a checkpoint folder of its own: materialize +experiment=NAME KEY=VALUE ... out=FOLDER
   track      track sync [STUDY ...]: bring MLflow up to the store
 
   --config-dir DIR    keep experiments of your own in DIR/experiment
   --cfg job           print the composed configuration
 """
-COMPOSED_VERBS = ("run", "plan", "status", "compare")
+COMPOSED_VERBS = ("run", "plan", "status", "compare", "materialize")
 VERBS = (*COMPOSED_VERBS, "track")
 OPTIONS_WITH_VALUE = frozenset(
     ("--config-dir", "-cd", "--config-name", "-cn", "--config-path", "-cp", "--cfg", "-c", "--package", "-p", "--experimental-rerun")
@@ -126,19 +128,31 @@ def act(composed: Sequence[tuple[dict[str, Any], str | None]], overrides: Sequen
     composed_points = points.align(points.point(data, varies) for (data, _), varies in zip(composed, names, strict=True))
     first, experiment = composed[0]
     chosen = config.settings(config.parse(first), experiment, Path.cwd())
-    command = os.environ.get("CPT_LAB_COMMAND", "")
+    verb = _verb(chosen, str(first["target"]["name"]))
+    name, figures = chosen.study, chosen.figures
+    if verb == "materialize":  # a study of its own: the experiment's keeps its points and figures
+        composed_points, name, figures = [export.only(composed_points, overrides)], f"{name}_materialized", ()
     asked = Study(
-        name=chosen.study,
+        name=name,
         question=chosen.question,
-        command=command,
+        command=os.environ.get("CPT_LAB_COMMAND", ""),
         points=tuple(composed_points),
-        figures=chosen.figures,
+        figures=figures,
         tracking=chosen.tracking,
     )
-    verbs = {"plan": _plan, "run": _run}
-    code = verbs[chosen.verb](asked, chosen, where) if chosen.verb in verbs else _show(chosen.verb, Store(chosen.results), asked, words=[])
+    verbs = {"plan": _plan, "run": _run, "materialize": _materialize}
+    code = verbs[verb](asked, chosen, where) if verb in verbs else _show(verb, Store(chosen.results), asked, words=[])
     if code:
         raise SystemExit(code)
+
+
+def _verb(chosen: Settings, target: str) -> str:
+    """What is to be done: a run that says where to materialize is the verb of that name."""
+    if chosen.verb == "run" and chosen.out is not None:
+        if target != "materialize":
+            raise ValueError(f"out={chosen.out} is for checkpoints, and target={target} writes none: say `materialize` first")
+        return "materialize"
+    return chosen.verb
 
 
 def _plan(asked: Study, chosen: Settings, where: str) -> int:
@@ -172,6 +186,27 @@ def _run(asked: Study, chosen: Settings, where: str) -> int:
     with local.tracking_in_background(store, asked):
         local.work(told, workers)
     return _finish(store, asked)
+
+
+def _materialize(asked: Study, chosen: Settings, where: str) -> int:
+    """Build the one point as a run would, then write its weights to `out`; place and room are looked at first."""
+    out, (point,) = chosen.out, asked.points
+    if out is None:
+        raise ValueError("materialize must know where to: give a new folder with out=FOLDER")
+    if where == "slurm" and not chosen.wait:
+        raise ValueError(f"{out} is written when the build is done: with hydra/launcher=slurm add wait=true")
+    spec = export.weights_of(point.spec)
+    export.check_place(out)
+    export.check_room(out, export.LEAST_BYTES * spec.shape.parameters)
+    if code := _run(asked.model_copy(update={"points": (point.model_copy(update={"spec": spec}),)}), chosen, where):
+        return code
+    from cpt_lab import model_card
+
+    store = Store(chosen.results)
+    made = export.weights_of(specs.settled(spec, study.orders(store, [spec])))
+    export.write(store.product(made), out, model_card.text(made, specs.rankings_of(spec), store, command=asked.command))
+    print(f"checkpoint: {out}")
+    return 0
 
 
 def _planned(store: Store, wanted: Sequence[Point], chosen: Settings, where: str) -> plan.Plan:

@@ -185,7 +185,7 @@ def _spectra(workshop: Workshop, spec: specs.Spectra, work: Workspace) -> None:
 def _ranking(workshop: Workshop, spec: specs.Ranking, work: Workspace) -> None:
     from cpt_lab import orderings
 
-    orderings.build_ranking(spec, [workshop.product(table) for table in spec.spectra], work)
+    orderings.build_ranking(spec, [workshop.product(need) for need in spec.needs()], work)
 
 
 def _patched(workshop: Workshop, spec: specs.Patched, work: Workspace) -> None:

@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cpt_lab.specs import FolderCheckpoint, HubCheckpoint, HubTokenizer, Patched
 from cpt_lab.store import Workspace
@@ -56,8 +56,19 @@ def materialize(spec: Patched, work: Workspace, *, tuned: Path, sources: Mapping
 
     change = patch_of(spec)
     patched = patch.apply(change, weights.open_weights(tuned), {name: weights.open_weights(path) for name, path in sources.items()})
-    weights.save_checkpoint(patched, tuned, work.product)
+    weights.save_checkpoint(patched, tuned, work.product, config=_fewer_layers(change, tuned))
     (work.product / "patch.json").write_text(change.model_dump_json())
+
+
+def _fewer_layers(change: Patch, tuned: Path) -> dict[str, Any] | None:
+    """What a drop of layers changes in config.json, None if no layer goes."""
+    if change.drop is None:
+        return None
+    from transformers import AutoConfig
+
+    from cpt_lab.layers import config_changes
+
+    return config_changes(change.drop, AutoConfig.from_pretrained(tuned))
 
 
 def patch_of(spec: Patched) -> Patch:

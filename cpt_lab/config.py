@@ -52,6 +52,9 @@ class SourceConfig(_Model):
 
     origin: Literal["pretrain", "hub", "folder", "cpt"] = Field(alias="from")
     path: str | None = None
+    id: str | None = None
+    revision: str | None = None
+    model: ModelConfig | None = None  # of `hub`, where it is not the study's
     mixture: MixtureConfig | None = None
 
 
@@ -60,9 +63,25 @@ class PretrainConfig(_Model):
     training: specs.Recipe
 
 
-class CriterionConfig(_Model):
+class ProtocolConfig(_Model):
     name: str
+    dtype: str
+    seed: int = 0
+    tasks: tuple[dict[str, Any], ...]
+
+
+class CriterionConfig(_Model):
+    """What gives units their scores; each criterion takes some of these settings and says so (see `orderings`)."""
+
+    name: str
+    unit: str = "head"
+    roles: tuple[str, ...] | None = None
     seed: int | None = Field(default=None, ge=0)
+    column: str | None = None
+    of: str | None = None
+    file: str | None = None
+    metric: str | None = None
+    protocol: ProtocolConfig | None = None
 
     @field_validator("name")
     @classmethod
@@ -72,13 +91,6 @@ class CriterionConfig(_Model):
         if name not in CRITERIA:
             raise ValueError(unknown("criterion", name, CRITERIA))
         return name
-
-
-class ProtocolConfig(_Model):
-    name: str
-    dtype: str
-    seed: int = 0
-    tasks: tuple[dict[str, Any], ...]
 
 
 class ExecutionConfig(_Model):
@@ -108,8 +120,10 @@ class Config(_Model):
     study: str | None
     question: str
     results: str
+    out: str | None
     base: SourceConfig
     tuned: SourceConfig
+    others: dict[str, SourceConfig] = {}
     workers: int | None = Field(ge=1)
     packs: int = Field(ge=1)
     max_attempts: int = Field(ge=1)
@@ -125,6 +139,7 @@ class Settings(_Model):
     question: str
     results: Path
     verb: str
+    out: Path | None
     workers: int | None
     packs: int
     max_attempts: int
@@ -176,8 +191,10 @@ def settings(config: Config, experiment: str | None, cwd: Path) -> Settings:
     _check_results(results)
     _check_figures(config.figures)
     tracking = config.tracking.within(results)
-    shared = {name: getattr(config, name) for name in Settings.model_fields if name not in ("study", "results", "tracking")}
-    return Settings(study=study, results=results, tracking=tracking, **shared)
+    out = None if config.out is None else cwd / Path(config.out).expanduser()
+    apart = ("study", "results", "out", "tracking")
+    shared = {name: getattr(config, name) for name in Settings.model_fields if name not in apart}
+    return Settings(study=study, results=results, out=out, tracking=tracking, **shared)
 
 
 def execution(settings: Settings, *, cores: int) -> Execution:

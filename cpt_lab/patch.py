@@ -1,7 +1,7 @@
 """Patches: interventions as data. Applied to a mapping of weights, or in place to a live model and undone again, with the same bits.
 
-A patch is a tuple of edits in order; an edit gives one slice of one parameter new values. A new kind of edit is one class with `values`
-and its place in the union `Edit`.
+A patch is a tuple of edits in order; an edit gives one slice of one parameter new values (edits.py). A new kind of edit takes its place in
+the union `Edit`.
 """
 
 from __future__ import annotations
@@ -9,13 +9,17 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Set
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from cpt_lab.architecture import Slice
+from cpt_lab.edits import ROOM, Copy, Memo, Sources, is_whole, narrow, view
+from cpt_lab.layers import LayerDrop, LiveLayers, Remaining
+from cpt_lab.spectral_edits import RotateVectors, SingularValues, TruncateDelta
+from cpt_lab.tensor_edits import Combine, Dare, Ties
 from cpt_lab.weights import open_weights
 
 if TYPE_CHECKING:
@@ -23,140 +27,119 @@ if TYPE_CHECKING:
 
     from cpt_lab.weights import Weights
 
-Sources = Mapping[str, "Weights"]
-
-
-class Copy(BaseModel):
-    """The slice takes the values that it has in the source checkpoint of this name."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-    kind: Literal["copy"] = "copy"
-    target: Slice
-    source: str
-
-    def values(self, current: torch.Tensor, sources: Sources) -> torch.Tensor:
-        """The new values of the slice, of the shape and dtype of `current`; ValueError if the source has no such slice or dtype."""
-        if self.source not in sources:
-            raise ValueError(f"the patch copies from {self.source!r}, but its sources are {', '.join(sorted(sources)) or 'none'}")
-        new = narrow(sources[self.source], self.target)
-        if new.shape != current.shape:
-            raise ValueError(f"{self.target.parameter} differs in shape from {self.source}: give two models of one architecture and size")
-        if new.dtype != current.dtype:
-            raise ValueError(
-                f"{self.target.parameter} is {new.dtype} in {self.source} and {current.dtype} in the patched checkpoint: "
-                "convert one of the checkpoints, so that a copy rounds nothing"
-            )
-        return new
-
-
-Edit = Copy  # a union over `kind` as soon as there are two
+Edit = Annotated[Copy | Combine | Dare | Ties | TruncateDelta | SingularValues | RotateVectors, Field(discriminator="kind")]
 
 
 class Patch(BaseModel):
-    """Edits in the order in which they apply; where two of them write the same element, the later one counts."""
+    """Edits in the order in which they apply, and layers that go when all edits are done.
+
+    Where two edits write the same element, the later one counts. Edits name layers by the numbers they have before any goes.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     edits: tuple[Edit, ...] = ()
+    drop: LayerDrop | None = None
 
     def then(self, later: Patch) -> Patch:
-        """This patch followed by another."""
-        return Patch(edits=self.edits + later.edits)
+        """This patch followed by another, which means layers by the same numbers."""
+        drop = self.drop.also(later.drop) if self.drop and later.drop else self.drop or later.drop
+        return Patch(edits=self.edits + later.edits, drop=drop)
 
     def digest(self) -> str:
         """SHA-256 of the canonical JSON, in hexadecimal."""
         return hashlib.sha256(json.dumps(self.model_dump(), sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-def narrow(weights: Weights, part: Slice) -> torch.Tensor:
-    """A view of the slice in its parameter; ValueError if the checkpoint has no such parameter or range."""
-    if part.parameter not in weights:
-        raise ValueError(f"{part.parameter} is not a parameter of this checkpoint: is it of the family and the size that were given?")
-    return _view(weights[part.parameter], part)
-
-
 def apply(patch: Patch, weights: Weights, sources: Sources) -> Weights:
-    """The patched weights: parameters that no edit names are those of `weights` itself, the others are made when asked for."""
-    return _Patched(patch, weights, sources)
+    """The patched weights: parameters that no edit names are those of `weights` itself, the others are made when asked for.
+
+    Where layers go, the names are those of the shorter model.
+    """
+    patched = _Patched(_each(patch, weights), weights, sources, {ROOM: 0})  # a parameter is asked for once when it is written
+    return patched if patch.drop is None else Remaining(patch.drop, patched)
 
 
 class LiveModel:
     """A transformers model in memory that takes one patch after another and gives back every bit of its own weights.
 
-    `weights` are the model's own as stored, `sources` those that patches copy from: folders, opened when first needed, or mappings. All
-    values are made in the stored dtype and only then cast to the model's, as loading the patched checkpoint would do.
+    `weights` are those the model was loaded from, `sources` those that patches read: folders, opened when first needed, or mappings. All
+    values are made in the stored dtype and only then cast to the model's, as loading the patched checkpoint would do; its own are read
+    from `weights` again, so that no second copy of a model is held.
     """
 
     def __init__(self, model: torch.nn.Module, weights: Path | Weights, sources: Mapping[str, Path | Weights]) -> None:
         self.model = model
         self.patch = Patch()
+        self._layers = LiveLayers(model)
         self._parameters = dict(model.named_parameters())  # a tied matrix appears once, under the name it is stored by
         self._weights = open_weights(weights) if isinstance(weights, Path) else weights
         self._sources = _Sources(sources)
-        self._originals: dict[_Component, list[torch.Tensor]] = {}
+        self._applied: dict[_Component, None] = {}
+        self._touched: set[Slice] = set()  # what may differ from the model's own
+        self._memo: Memo = {}
         unknown = sorted(set(self._parameters) - set(self._weights))
         if unknown:
             raise ValueError(f"the model has a parameter {unknown[0]} that its checkpoint has not: give the folder it was loaded from")
 
     def set(self, patch: Patch) -> None:
         """Make the model the patched one, writing only what differs from the patch now applied. A patch that fails leaves no trace."""
-        wanted = _components(patch)
+        wanted = _components(_each(patch, self._parameters))
+        new = [component for component in wanted if component not in self._applied]
         try:
-            for component in [old for old in self._originals if old not in wanted]:
-                self._restore(component)
-            for component in wanted:
-                if component not in self._originals:
-                    self._write(component)
+            self._restore(self._touched - _targets(wanted))
+            for component in new:
+                self._write(_new_values(component, self._weights, self._sources, self._memo))
+            self._layers.set(patch.drop)
         except BaseException:
             self.reset()
             raise
-        self.patch = patch
+        self.patch, self._applied = patch, wanted
 
     def reset(self) -> None:
-        """Give every parameter its own bits back."""
-        for component in list(self._originals):
-            self._restore(component)
-        self.patch = Patch()
+        """Give every parameter its own bits back, and the model its layers."""
+        self._layers.set(None)
+        self._restore(self._touched)
+        self.patch, self._applied = Patch(), {}
 
-    def _write(self, component: _Component) -> None:
+    def _restore(self, slices: Set[Slice]) -> None:
+        self._write({part: narrow(self._weights, part) for part in sorted(slices)})
+        self._touched -= slices
+
+    def _write(self, new: Mapping[Slice, torch.Tensor]) -> None:
         import torch
 
-        new = _new_values(component, self._weights, self._sources)
-        live = [narrow(self._parameters, part) for part in new]
-        self._originals[component] = [part.detach().clone() for part in live]
+        self._touched |= new.keys()
         with torch.no_grad():
-            for part, values in zip(live, new.values(), strict=True):
-                part.copy_(values)
-
-    def _restore(self, component: _Component) -> None:
-        import torch
-
-        slices = dict.fromkeys(edit.target for edit in component)
-        with torch.no_grad():
-            for part, original in zip(slices, self._originals.pop(component), strict=True):
-                narrow(self._parameters, part).copy_(original)
+            for part, values in new.items():
+                narrow(self._parameters, part).copy_(values)
 
 
 _Component = tuple[Edit, ...]  # edits whose slices overlap, in order; different components of a patch share no element
 
 
 class _Patched(Mapping[str, "torch.Tensor"]):
-    """Weights under a patch. Edited parameters are made anew each time they are asked for, so that none is kept in memory."""
+    """Weights under the edits of a patch. Edited parameters are made anew each time they are asked for, so that none is kept in memory."""
 
-    def __init__(self, patch: Patch, weights: Weights, sources: Sources) -> None:
+    def __init__(self, edits: Iterable[Edit], weights: Weights, sources: Sources, memo: Memo) -> None:
         self._weights = weights
         self._sources = sources
+        self._memo = memo
         self._edits: dict[str, list[Edit]] = defaultdict(list)
-        for edit in patch.edits:
+        for edit in edits:
             narrow(weights, edit.target)
             self._edits[edit.target.parameter].append(edit)
 
     def __getitem__(self, name: str) -> torch.Tensor:
         if name not in self._edits:
             return self._weights[name]
-        tensor = self._weights[name].clone()
-        for edit in self._edits[name]:
-            part = _view(tensor, edit.target)
-            part.copy_(edit.values(part, self._sources))
+        own, edits = self._weights[name], self._edits[name]
+        if len(edits) == 1 and is_whole(edits[0].target, own):
+            return edits[0].values(own, self._sources, self._memo)
+        tensor = own.clone()
+        for place, edit in enumerate(edits):
+            part = view(tensor, edit.target)
+            changed = any(edit.target.overlaps(earlier.target) for earlier in edits[:place])
+            part.copy_(edit.values(part, self._sources, {} if changed else self._memo))
         return tensor
 
     def __iter__(self) -> Iterator[str]:
@@ -186,30 +169,31 @@ class _Sources(Mapping[str, "Weights"]):
         return len(self._given)
 
 
-def _new_values(component: _Component, weights: Weights, sources: Sources) -> dict[Slice, torch.Tensor]:
+def _new_values(component: _Component, weights: Weights, sources: Sources, memo: Memo) -> dict[Slice, torch.Tensor]:
     """The values of all slices of a component after its edits."""
     if len(component) == 1:  # the usual case reads the slice alone, not its whole parameter
         edit = component[0]
-        return {edit.target: edit.values(narrow(weights, edit.target), sources)}
-    patched = apply(Patch(edits=component), weights, sources)
-    return {edit.target: narrow(patched, edit.target) for edit in component}
+        return {edit.target: edit.values(narrow(weights, edit.target), sources, memo)}
+    name = component[0].target.parameter  # overlapping slices are of one parameter
+    patched = _Patched(component, weights, sources, memo)[name]
+    return {edit.target: view(patched, edit.target) for edit in component}
 
 
-def _view(tensor: torch.Tensor, part: Slice) -> torch.Tensor:
-    size = tensor.shape[part.axis]
-    if not 0 <= part.start <= part.stop <= size:
-        raise ValueError(
-            f"{part.parameter} has {size} entries along axis {part.axis}, not {part.stop}: the model is smaller than its description says"
-        )
-    return tensor.narrow(part.axis, part.start, part.stop - part.start)
+def _targets(components: Iterable[_Component]) -> set[Slice]:
+    return {edit.target for component in components for edit in component}
 
 
-def _components(patch: Patch) -> dict[_Component, None]:
+def _each(patch: Patch, weights: Weights) -> Iterator[Edit]:
+    """The edits of a patch with those that speak of all weights taken apart."""
+    return (one for edit in patch.edits for one in edit.each(weights))
+
+
+def _components(edits: Iterable[Edit]) -> dict[_Component, None]:
     """The edits in groups whose slices overlap, so that each group can be written and undone without the others."""
     by_parameter: dict[str, list[Edit]] = defaultdict(list)
-    for edit in patch.edits:
+    for edit in edits:
         by_parameter[edit.target.parameter].append(edit)
-    return {group: None for edits in by_parameter.values() for group in _overlapping(edits)}
+    return {group: None for together in by_parameter.values() for group in _overlapping(together)}
 
 
 def _overlapping(edits: list[Edit]) -> list[_Component]:

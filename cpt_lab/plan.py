@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, zip_longest
 
 from cpt_lab import specs
-from cpt_lab.specs import Head, Spec, key, settled
+from cpt_lab.specs import Spec, Unit, key, settled
 from cpt_lab.store import State, Status
 from cpt_lab.study import Point
 
-STAGES = ("data", "pretrain", "cpt", "spectra", "rank", "evaluate")
+STAGES = ("data", "pretrain", "cpt", "spectra", "probe", "rank", "evaluate")
+PACKED = ("probe", "evaluate")  # the stages whose steps are shared out to workers beforehand
 STAGE_OF: dict[type[Spec], str] = {
     specs.BuiltinCorpus: "data",
     specs.FilesCorpus: "data",
@@ -63,7 +64,7 @@ class Plan:
     points: tuple[Point, ...]
     done: tuple[str, ...]  # names of the points whose result is there
     steps: tuple[Step, ...]  # to do, needs before what needs them; what several points share stands once
-    packs: tuple[tuple[str, ...], ...]  # keys of the evaluate steps, by worker
+    packs: tuple[tuple[str, ...], ...]  # keys of the probe steps, then of the evaluate steps, by worker
 
     @property
     def todo(self) -> int:
@@ -83,7 +84,7 @@ def make(
     points: Sequence[Point],
     *,
     status: Callable[[Spec], Status],
-    orders: Mapping[str, tuple[Head, ...]],
+    orders: Mapping[str, tuple[Unit, ...]],
     workers: int,
     rate: Rate = Rate(),
 ) -> Plan:
@@ -92,9 +93,9 @@ def make(
     states = _States(status)
     done = tuple(name for name, spec in wanted.items() if states.of(spec).state is State.DONE)
     missing = _missing(list(wanted.values()), states)
-    steps = tuple(_step(spec, states.of(spec), rate) for spec in missing)
-    packs = pack([step.spec for step in steps if step.stage == "evaluate"], workers)
-    return Plan(tuple(points), done, steps, packs)
+    before = {key(probe) for probe in probes(missing)}
+    steps = tuple(_step(spec, "probe" if key(spec) in before else stage_of(spec), states.of(spec), rate) for spec in missing)
+    return Plan(tuple(points), done, steps, _packs(steps, workers))
 
 
 def pack(points: Sequence[Spec], workers: int) -> tuple[tuple[str, ...], ...]:
@@ -114,6 +115,13 @@ def pack(points: Sequence[Spec], workers: int) -> tuple[tuple[str, ...], ...]:
 def stage_of(spec: Spec) -> str:
     """The stage that builds a spec; what CPT starts from is trained in a stage before it."""
     return "pretrain" if isinstance(spec, specs.TrainedCheckpoint) and spec.start is None else STAGE_OF[type(spec)]
+
+
+def probes(wanted: Sequence[Spec]) -> list[Spec]:
+    """The evaluations that rankings among these read, each once: they come a stage before the rankings, whoever else wants them."""
+    rankings = (spec for spec in wanted if isinstance(spec, specs.Ranking))
+    found = (need for ranking in rankings for need in ranking.needs() if isinstance(need, specs.Evaluation))
+    return list({key(need): need for need in found}.values())
 
 
 def gpu_hours(spec: Spec, rate: Rate) -> float:
@@ -162,7 +170,13 @@ def _missing(wanted: list[Spec], states: _States) -> list[Spec]:
     return list(found.values())
 
 
-def _step(spec: Spec, status: Status, rate: Rate) -> Step:
+def _packs(steps: Sequence[Step], workers: int) -> tuple[tuple[str, ...], ...]:
+    """Each worker's share of the probes, then its share of the points."""
+    shares = (pack([step.spec for step in steps if step.stage == stage], workers) for stage in PACKED)
+    return tuple(sum(together, ()) for together in zip_longest(*shares, fillvalue=()))
+
+
+def _step(spec: Spec, stage: str, status: Status, rate: Rate) -> Step:
     reasons = {
         State.RUNNING: "another worker builds it now",
         State.FAILED: f"failed before: {status.message}",
@@ -173,7 +187,7 @@ def _step(spec: Spec, status: Status, rate: Rate) -> Step:
         State.BLOCKED: f"waited for something that failed: {status.message}",
     }
     reason = reasons.get(status.state, "not built yet")
-    return Step(spec, key(spec), stage_of(spec), reason, gpu_hours(spec, rate))
+    return Step(spec, key(spec), stage, reason, gpu_hours(spec, rate))
 
 
 def _shared(point: Spec) -> str:

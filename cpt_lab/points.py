@@ -5,16 +5,19 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from omegaconf import MISSING
 from pydantic import ValidationError
 
 from cpt_lab import specs
-from cpt_lab.config import Config, MixtureConfig, SourceConfig, explain, parse, validated
+from cpt_lab.config import Config, MixtureConfig, ModelConfig, ProtocolConfig, SourceConfig, explain, parse, validated
 from cpt_lab.interventions import INTERVENTIONS
 from cpt_lab.names import unknown
 from cpt_lab.study import Point, Value
+
+# What post-training may change of a model without a change of the matrices' sizes: T compares such models.
+MAY_DIFFER = specs.ModelShape.NOT_IDENTITY | {"context", "norm_eps", "tied_embeddings"}
 
 
 def named(overrides: Sequence[Sequence[str]]) -> list[dict[str, str]]:
@@ -64,11 +67,14 @@ def _spec(config: Config) -> specs.Spec:
             return _ranking(config, str(config.intervention.get("direction", "descending")))
         case "materialize":
             patched = _patched(config)
-            if not isinstance(patched, specs.Patched):
-                raise ValueError("target=materialize with intervention=none would copy the tuned checkpoint: choose an intervention")
+            if not isinstance(patched, specs.Patched) and config.out is None:
+                raise ValueError(
+                    "target=materialize with intervention=none would copy the tuned checkpoint: choose an intervention, or say where to "
+                    "with out=FOLDER"
+                )
             return patched
         case _:
-            return specs.Evaluation(checkpoint=_patched(config), protocol=_protocol(config))
+            return specs.Evaluation(checkpoint=_patched(config), protocol=_protocol(config, config.protocol))
 
 
 def _corpus(config: Config, name: str) -> specs.Corpus:
@@ -111,21 +117,17 @@ def _tokenizer(config: Config) -> specs.Tokenizer:
     return validated(specs.BpeTokenizer, {**data, "corpora": corpora}, "model.tokenizer")
 
 
-def _shape(config: Config) -> specs.ModelShape:
-    return validated(specs.ModelShape, {"name": config.model.name, **config.model.shape}, "model.shape")
+def _shape(model: ModelConfig, place: str = "model") -> specs.ModelShape:
+    return validated(specs.ModelShape, {"name": model.name, **model.shape}, f"{place}.shape")
 
 
-def _checkpoint(config: Config, part: Literal["base", "tuned", "reference"]) -> specs.Checkpoint:
-    source: SourceConfig = getattr(config, part)
+def _checkpoint(config: Config, part: str) -> specs.Checkpoint:
+    place, source = _source(config, part)
     match source.origin:
         case "folder":
-            return _folder(part, source.path)
+            return _folder(place, source.path)
         case "hub":
-            if config.model.hub is None:
-                raise ValueError(
-                    f"{part}.from=hub, but model {config.model.name} has no hub id: choose another model or {part}.from=folder"
-                )
-            return specs.HubCheckpoint(id=config.model.hub.id, revision=config.model.hub.revision, shape=_shape(config))
+            return _hub(config, place, source)
         case "pretrain":
             return _trained(config, config.pretrain.mixture, config.pretrain.training, start=None)
         case "cpt":
@@ -133,12 +135,32 @@ def _checkpoint(config: Config, part: Literal["base", "tuned", "reference"]) -> 
                 raise ValueError("base.from=cpt: the base is what CPT starts from; choose pretrain, hub or folder")
             mixture = config.mixture if part == "tuned" else source.mixture
             if mixture is None:
-                raise ValueError(f"{part}.from=cpt needs a mixture: mixture@{part}.mixture=NAME")
+                raise ValueError(f"{place}.from=cpt needs a mixture: +mixture@{place}.mixture=NAME")
             return _trained(config, mixture, config.training, start=_checkpoint(config, "base"))
 
 
+def _source(config: Config, part: str) -> tuple[str, SourceConfig]:
+    """Where a checkpoint of this name stands in the configuration, and what is said there."""
+    parts = {"base": config.base, "tuned": config.tuned, "reference": config.reference}
+    if part in parts:
+        return part, parts[part]
+    if part in config.others:
+        return f"others.{part}", config.others[part]
+    known = unknown("checkpoint", part, [*parts, *config.others])
+    raise KeyError(f"{known}; add one with +others.{part}={{from: folder, path: FOLDER}}")
+
+
+def _hub(config: Config, place: str, source: SourceConfig) -> specs.HubCheckpoint:
+    model, where = (source.model, f"{place}.model") if source.model else (config.model, "model")
+    if source.id is not None:
+        return specs.HubCheckpoint(id=source.id, revision=source.revision or "main", shape=_shape(model, where))
+    if model.hub is None:
+        raise ValueError(f"{place}.from=hub, but model {model.name} has no hub id: choose another model or {place}.from=folder")
+    return specs.HubCheckpoint(id=model.hub.id, revision=source.revision or model.hub.revision, shape=_shape(model, where))
+
+
 def _trained(config: Config, mixture: MixtureConfig, recipe: specs.Recipe, *, start: specs.Checkpoint | None) -> specs.TrainedCheckpoint:
-    shape = start.shape if start is not None else _shape(config)
+    shape = start.shape if start is not None else _shape(config.model)
     return specs.TrainedCheckpoint(shape=shape, start=start, tokenizer=_tokenizer(config), mixture=_mixture(config, mixture), recipe=recipe)
 
 
@@ -170,21 +192,17 @@ def _ranking(config: Config, direction: str) -> specs.Ranking:
     from cpt_lab.orderings import CRITERIA, ranking
 
     criterion = config.criterion
+    rule = CRITERIA[criterion.name]
     tuned, base = _checkpoint(config, "tuned"), _checkpoint(config, "base")
     _same_shape(tuned, base)
     reference = None
-    if "reference" in CRITERIA[criterion.name].reads:
+    if any(table.of == "reference" for table in rule.reads):
         reference = _checkpoint(config, "reference")
         _same_shape(reference, base, names=("reference", "base"))
-    return ranking(
-        criterion.name,
-        direction,
-        tuned=tuned,
-        base=base,
-        reference=reference,
-        seed=criterion.seed,
-        roles=tuple(config.intervention.get("roles", ("q", "k", "v", "o"))),
-    )
+    given = {name: value for name, value in criterion.model_dump(exclude={"name", "protocol"}).items() if value != MISSING}
+    if "protocol" in rule.settings:
+        given |= {"protocol": _protocol(config, criterion.protocol or config.protocol), "kv": config.intervention.get("kv")}
+    return ranking(criterion.name, direction, tuned=tuned, base=base, reference=reference, **given)
 
 
 def _patched(config: Config) -> specs.Checkpoint | specs.Patched:
@@ -197,8 +215,8 @@ def _patched(config: Config) -> specs.Checkpoint | specs.Patched:
     kind = INTERVENTIONS[name]
     given = {setting: value for setting, value in config.intervention.items() if value != MISSING and setting != "name"}
     change = kind.chosen(validated(kind.SETTINGS, given, "intervention"), _Choices(config))
-    for source in change.sources().values():
-        _same_shape(tuned, source)
+    for source_name, source in change.sources().items():
+        _same_shape(tuned, source, names=("tuned", source_name))
     return specs.Patched(tuned=tuned, interventions=(change,))
 
 
@@ -208,7 +226,7 @@ class _Choices:
     def __init__(self, config: Config) -> None:
         self._config = config
 
-    def checkpoint(self, name: Literal["base", "tuned", "reference"]) -> specs.Checkpoint:
+    def checkpoint(self, name: str) -> specs.Checkpoint:
         return _checkpoint(self._config, name)
 
     def ranking(self, direction: str) -> specs.Ranking:
@@ -220,21 +238,21 @@ def _same_shape(left: specs.Checkpoint, right: specs.Checkpoint, names: tuple[st
     first, second = names
     for name in specs.ModelShape.model_fields:
         one, other = getattr(left.shape, name), getattr(right.shape, name)
-        if one != other and name not in specs.ModelShape.NOT_IDENTITY:
+        if one != other and name not in MAY_DIFFER:
             raise ValueError(
                 f"{first} and {second} are different architectures: {name} is {one} in {first} and {other} in {second}: "
                 "give two checkpoints of one model"
             )
-    if isinstance(left, specs.FolderCheckpoint) and isinstance(right, specs.FolderCheckpoint):
+    alike = left.shape.tied_embeddings == right.shape.tied_embeddings  # else only one has an output matrix, which few edits read
+    if alike and isinstance(left, specs.FolderCheckpoint) and isinstance(right, specs.FolderCheckpoint):
         from cpt_lab.weights import check_same_headers
 
         check_same_headers(Path(left.path), Path(right.path), names=names)
 
 
-def _protocol(config: Config) -> specs.Protocol:
+def _protocol(config: Config, chosen: ProtocolConfig) -> specs.Protocol:
     from importlib.metadata import version
 
-    chosen = config.protocol
     tasks = []
     for task in chosen.tasks:
         corpus = task.get("corpus")

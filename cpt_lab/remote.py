@@ -10,13 +10,15 @@ from pathlib import Path
 
 from cpt_lab import slurm
 from cpt_lab.launch import Launch
+from cpt_lab.plan import PACKED
 from cpt_lab.progress import Watch
 from cpt_lab.site import Site
 from cpt_lab.slurm import Stage
+from cpt_lab.specs import key
 from cpt_lab.store import read_json
 
 POLL_SECONDS = 1.0
-ON_GPU = frozenset({"pretrain", "cpt", "spectra", "evaluate"})
+ON_GPU = frozenset({"pretrain", "cpt", "spectra", "probe", "evaluate"})
 ONE_TASK_EACH = frozenset({"pretrain", "cpt", "spectra"})
 
 
@@ -24,8 +26,9 @@ def stages(told: Launch, site: Site) -> list[Stage]:
     """One stage of jobs per kind of work: evaluations by their packs, training runs one task each, small things together."""
     made: list[Stage] = []
     for name in told.stages():
-        count = sum(order.stage == name for order in told.orders)
-        packs = count if name in ONE_TASK_EACH else max(1, len(told.packs)) if name == "evaluate" else 1
+        steps = {key(order.spec) for order in told.orders if order.stage == name}
+        with_work = sum(not steps.isdisjoint(names) for names in told.packs)
+        packs = len(steps) if name in ONE_TASK_EACH else max(1, with_work) if name in PACKED else 1
         gpus = site.gpus_per_node and 1 if name in ON_GPU else 0
         made.append(Stage(name, packs=packs, minutes=site.minutes, gpus=gpus, needs=tuple(stage.name for stage in made)))
     return made

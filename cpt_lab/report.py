@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from cpt_lab import config, specs, study
+from cpt_lab import config, plan, specs, study
 from cpt_lab.names import unknown
 from cpt_lab.plan import Plan, Step
 from cpt_lab.specs import Spec, key
@@ -45,7 +45,7 @@ def sentence(error: BaseException) -> str:
 
 def show_summary(asked: Study, todo: Plan) -> None:
     """One line: how many points, how many done, what is to do."""
-    evaluations = sum(step.stage == "evaluate" for step in todo.steps)
+    evaluations = sum(isinstance(step.spec, specs.Evaluation) for step in todo.steps)
     rest = f"{todo.todo} to do" + (f": {_by_stage(todo)}" if todo.steps else "")
     shared = f" ({evaluations} distinct evaluations to do)" if evaluations else ""
     print(f"study {asked.name}: {len(todo.points)} points, {len(todo.done)} done, {rest}{shared}", flush=True)
@@ -84,8 +84,11 @@ def show_status(store: Store, asked: Study) -> None:
     states = {name: study.point_status(store, spec) for name, spec in wanted.items()}
     counts = Counter(status.state for status in states.values())
     print(f"study {asked.name}: {len(states)} points: " + ", ".join(f"{count} {state.value}" for state, count in counts.most_common()))
-    needs = [spec for spec in specs.closure(list(wanted.values())) if not isinstance(spec, specs.Evaluation)]
-    for spec in needs:
+    needs = specs.closure(list(wanted.values()))
+    probes = plan.probes(needs)
+    if probes:
+        print(f"  probes: {sum(store.is_done(spec) for spec in probes)} of {len(probes)} evaluations that rankings wait for are done")
+    for spec in (need for need in needs if not isinstance(need, specs.Evaluation)):
         status = store.status(spec)
         if status.state is not State.DONE:
             print(f"  {status.state.value:<9} {key(spec)}  {_percent(store, spec)}{status.message}")
@@ -96,8 +99,10 @@ def show_status(store: Store, asked: Study) -> None:
 
 
 def draw(store: Store, asked: Study) -> list[Path]:
-    """Draw the study's figures from what is done; the files."""
-    if not asked.figures or not any(study.scores(store, spec) for spec in study.resolved(store, asked.points).values()):
+    """Draw the study's figures from what is done, of rankings their maps; the files."""
+    names = ["head_map"] if _only_rankings(asked) else asked.figures
+    wanted = study.resolved(store, asked.points).values()
+    if not names or not any(study.scores(store, spec) or (isinstance(spec, specs.Ranking) and store.is_done(spec)) for spec in wanted):
         return []
     from analysis import FIGURES, results
 
@@ -105,7 +110,7 @@ def draw(store: Store, asked: Study) -> list[Path]:
     folder = study.folder(store, asked.name) / "figures"
     folder.mkdir(parents=True, exist_ok=True)
     files: list[Path] = []
-    for name in asked.figures:
+    for name in names:
         if name not in FIGURES:
             raise KeyError(unknown("figure", name, FIGURES))
         files += FIGURES[name](frame, folder, title=asked.question)
@@ -129,6 +134,8 @@ def show_end(store: Store, asked: Study, files: Sequence[Path], ui: str) -> int:
     for spec in wanted.values():
         if not isinstance(spec, specs.Evaluation) and store.is_done(spec):
             print(f"{spec.PRODUCT}: {store.product(spec)}")
+            if isinstance(spec, specs.Ranking):
+                print(_first_units(store, spec))
     for path in files:
         print(f"figure: {path}")
     states = {name: study.point_status(store, spec) for name, spec in wanted.items()}
@@ -150,6 +157,31 @@ def _unknown_setting(cause: Any) -> str:
     if name in known:
         return f"setting {name!r} stands in no file that was chosen: add it with +{name}=VALUE"
     return unknown("setting", name, known) if known else f"unknown setting {name!r}: {place} is a single value"
+
+
+def _only_rankings(asked: Study) -> bool:
+    return all(isinstance(point.spec, specs.Ranking) for point in asked.points)
+
+
+def _first_units(store: Store, ranking: specs.Ranking) -> str:
+    """The order's first units with their scores, and how far a greedy one can be trusted."""
+    import pandas as pd
+
+    product = store.product(ranking)
+    scores = dict(zip(ranking.units, pd.read_parquet(product / "scores.parquet")["score"], strict=True))
+    order = study.read_order(store, ranking) or ()
+    first = ", ".join(
+        f"{'.'.join(map(str, unit)).removesuffix(f'.{specs.WHOLE_LAYER}')} ({scores[unit]:.4g})" for unit in order[:MOST_ROWS]
+    )
+    rest = f", and {len(order) - MOST_ROWS} more" if len(order) > MOST_ROWS else ""
+    trust = read_json(product / "ranking.json").get("reliability") or {}
+    said = (
+        f"\n  reliability {trust['whole']:.2f}: about {100 * trust['found']:.0f} % of the truly best {100 * trust['top_share']:.0f} % found"
+        if trust.get("found") is not None
+        else ""
+    )
+    unit = {"head": "layer.head", "matrix": "layer.role", "layer": "layer"}[ranking.unit]
+    return f"  {ranking.criterion} {ranking.direction}, {unit} (score): {first}{rest}{said}"
 
 
 def _row(step: Step) -> tuple[str, str, str, str]:

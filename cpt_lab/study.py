@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, SerializeAsAny, field_validator
 
-from cpt_lab.specs import Evaluation, Head, Ranking, Spec, closure, key, parse, rankings_of, settled
+from cpt_lab.specs import Evaluation, Ranking, Spec, Unit, closure, key, parse, rankings_of, settled
 from cpt_lab.store import State, Status, Store, read_json, write_atomically
 from cpt_lab.tracking_settings import Tracking
 
@@ -75,18 +75,18 @@ def names(store: Store) -> list[str]:
     return sorted(path.parent.name for path in (store.root / "studies").glob("*/study.json"))
 
 
-def orders(store: Store, specs: list[Spec]) -> dict[str, tuple[Head, ...]]:
-    """The finished rankings that these specs wait for: key -> heads, first to rewind first."""
+def orders(store: Store, specs: list[Spec]) -> dict[str, tuple[Unit, ...]]:
+    """The finished rankings that these specs wait for: key -> units, first to rewind first."""
     wanted = {key(ranking): ranking for spec in specs for ranking in rankings_of(spec)}
     return {name: order for name, ranking in wanted.items() if (order := read_order(store, ranking)) is not None}
 
 
-def read_order(store: Store, ranking: Ranking) -> tuple[Head, ...] | None:
+def read_order(store: Store, ranking: Ranking) -> tuple[Unit, ...] | None:
     """The order of a finished ranking, or None."""
     if not store.is_done(ranking):
         return None
     ranked = read_json(store.product(ranking) / "ranking.json")
-    return tuple((int(layer), int(head)) for layer, head in ranked["order"])
+    return tuple((int(layer), part) for layer, part in ranked["order"])
 
 
 def rankings_pending(spec: Spec) -> bool:

@@ -7,10 +7,14 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from cpt_lab.architecture import parameter_names
+from cpt_lab.shards import Shard, Stored, num_bytes, open_shard, read, write
 
 if TYPE_CHECKING:
     import torch
@@ -19,62 +23,57 @@ if TYPE_CHECKING:
 
 Shapes = dict[str, tuple[int, ...]]
 
+CONFIG = "config.json"
 INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 BLOCK = 1 << 22  # bytes read at once for a digest
-TIED = {"lm_head.weight": "model.embed_tokens.weight"}  # alias -> owner, where config.json ties the embeddings
 
 
 class StoredWeights(Mapping[str, "torch.Tensor"]):
-    """The parameters of a folder; each is mapped into memory when it is asked for, nothing is read before.
+    """The parameters of a folder by transformers' names; each is mapped into memory when it is asked for, nothing is read before.
 
-    With tied embeddings the output matrix is the input embedding under another name, so only the latter is a parameter.
+    The one asked for last stays mapped: those who take a parameter slice by slice find it again.
     """
 
-    def __init__(self, files: Mapping[str, Path], hidden: frozenset[str] = frozenset()) -> None:
-        self._files = {name: path for name, path in files.items() if name not in hidden}
-        self._opened: dict[Path, Any] = {}
+    def __init__(self, parameters: Mapping[str, Stored]) -> None:
+        self._parameters = dict(parameters)
+        self._last: tuple[str, torch.Tensor] | None = None
 
     def __getitem__(self, name: str) -> torch.Tensor:
-        if name not in self._files:
-            raise KeyError(name)
-        tensor: torch.Tensor = self._handle(name).get_tensor(name)
-        return tensor
+        if self._last is None or self._last[0] != name:
+            self._last = (name, read(self._parameters[name]))
+        return self._last[1]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._parameters
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._files)
+        return iter(self._parameters)
 
     def __len__(self) -> int:
-        return len(self._files)
+        return len(self._parameters)
 
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape of a parameter, without reading it."""
-        return tuple(self._handle(name).get_slice(name).get_shape())
-
-    def _handle(self, name: str) -> Any:
-        path = self._files[name]
-        if path not in self._opened:
-            self._opened[path] = _open(path)
-        return self._opened[path]
+        return self._parameters[name].shape
 
 
 def open_weights(folder: Path) -> StoredWeights:
     """The parameters of a checkpoint folder, single file or sharded; ValueError if it has no whole set of safetensors."""
-    folder = Path(folder)
-    files: dict[str, Path] = {}
-    for path in weight_files(folder):
-        files |= dict.fromkeys(_open(path).keys(), path)
-    return StoredWeights(files, hidden=_aliases(folder, files))
+    return StoredWeights(_layout(Path(folder)).parameters)
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a checkpoint folder, by name; ValueError if there are none or one is missing."""
+    """The safetensors files that transformers loads from a folder, by name; ValueError if there are none or one is missing."""
     if (folder / INDEX).exists():
         shards = sorted(set(json.loads((folder / INDEX).read_text())["weight_map"].values()))
         missing = [name for name in shards if not (folder / name).exists()]
         if missing:
             raise ValueError(f"{folder} lacks the shard {missing[0]} that its index names: copy or download the folder again")
         return [folder / name for name in shards]
+    if (folder / SINGLE).exists():
+        return [folder / SINGLE]  # some releases have a copy of all weights under another name beside it
     found = sorted(folder.glob("*.safetensors"))
     if found:
         return found
@@ -103,7 +102,7 @@ def check_same_shapes(left: Weights, right: Weights, *, names: tuple[str, str] =
 
 def check_same_headers(left: Path, right: Path, *, names: tuple[str, str] = ("tuned", "base")) -> None:
     """`check_same_shapes` of two folders by the headers of their files alone: no weights are read and torch is not imported."""
-    _check_same(_header(left), _header(right), names)
+    _check_same(_shapes(left), _shapes(right), names)
 
 
 def check_finite(weights: Weights, name: str) -> None:
@@ -119,31 +118,107 @@ def check_finite(weights: Weights, name: str) -> None:
             )
 
 
-def save_checkpoint(weights: Weights, like: Path, out: Path) -> None:
-    """Write weights as a checkpoint folder `out` with the shards, dtypes, configuration and tokenizer of `like`.
+def save_checkpoint(weights: Weights, like: Path, out: Path, *, config: Mapping[str, Any] | None = None) -> None:
+    """Write weights as a checkpoint folder `out` with the shards, names, dtypes, configuration and tokenizer of `like`, one by one.
 
-    `out` must be absent or empty. ValueError if a parameter is missing, unknown or differs from `like` in shape or dtype.
+    `config` are entries of config.json that are to change; only with them may parameters of `like` be missing (fewer layers). `out` must
+    be absent or empty, and appears whole or not at all. ValueError if a parameter is missing, unknown or differs from `like` in shape or
+    dtype, or if the disk has too little room.
     """
     if out.exists() and any(out.iterdir()):
         raise ValueError(f"{out} is not empty: give a new folder")
-    _check_same_names(weights, open_weights(like))
+    layout = _layout(like)
+    _check_same_names(weights, layout.names.values(), fewer=config is not None)
+    if config is not None:
+        layout = layout.of(weights)
+    _check_room(layout, like, out)
     beside = out.with_name(f".{out.name.lstrip('.')}.{uuid.uuid4().hex[:8]}")  # the store clears .product-* of a dead build
     beside.mkdir(parents=True)
     try:
         _copy_companions(like, beside)
-        for path in weight_files(like):
-            _save_shard(weights, path, beside / path.name)
+        if config is not None:
+            _rewrite_companions(beside, layout, config)
+        for file, shard in layout.shards.items():
+            write(beside / file, shard, lambda stored: weights[layout.names[stored.name]] if stored.name in layout.names else read(stored))
         os.replace(beside, out)  # an empty folder gives way
     except BaseException:
         shutil.rmtree(beside, ignore_errors=True)
         raise
 
 
-def _check_same_names(weights: Weights, like: Weights) -> None:
-    different = sorted(set(weights) ^ set(like))
+@dataclass(frozen=True)
+class _Layout:
+    """What lies in which file of a folder, and which parameter each tensor is; the others are buffers that old files hold."""
+
+    shards: dict[str, Shard]
+    names: dict[str, str]  # in the files -> in transformers; a parameter that lies there twice comes last under its own name
+
+    @property
+    def parameters(self) -> dict[str, Stored]:
+        tensors = {stored.name: stored for shard in self.shards.values() for stored in shard.tensors}
+        return {name: tensors[file] for file, name in self.names.items()}
+
+    def of(self, weights: Weights) -> _Layout:
+        """What remains of it for weights that lack some of its parameters; buffers, which nobody reads, do not."""
+        present = frozenset(weights)  # `in` of a mapping that makes its values would make them
+        names = {file: name for file, name in self.names.items() if name in present}
+        kept = {
+            file: replace(shard, tensors=tuple(stored for stored in shard.tensors if stored.name in names))
+            for file, shard in self.shards.items()
+        }
+        return _Layout({file: shard for file, shard in kept.items() if shard.tensors}, names)
+
+
+def _shapes(folder: Path) -> Shapes:
+    return {name: stored.shape for name, stored in _layout(folder).parameters.items()}
+
+
+def _layout(folder: Path) -> _Layout:
+    shards = {path.name: open_shard(path) for path in weight_files(folder)}
+    config = folder / CONFIG
+    settings = json.loads(config.read_text()) if config.exists() else {}
+    return _Layout(shards, parameter_names([stored.name for shard in shards.values() for stored in shard.tensors], settings))
+
+
+def _check_same_names(weights: Weights, known: Iterable[str], *, fewer: bool) -> None:
+    names = set(known)
+    different = sorted(set(weights) - names if fewer else set(weights) ^ names)
     if different:
-        where = "is missing" if different[0] in like else "is unknown to the checkpoint they are like"
+        where = "is missing" if different[0] in names else "is unknown to the checkpoint they are like"
         raise ValueError(f"{different[0]} {where}: new weights must have the same parameters, no more and no less")
+
+
+def _check_room(layout: _Layout, like: Path, out: Path) -> None:
+    """ValueError if the disk of `out` has less room than the files take."""
+    needed = sum(num_bytes(shard.tensors) for shard in layout.shards.values()) + sum(path.stat().st_size for path in _companions(like))
+    existing = next(path for path in (out.absolute(), *out.absolute().parents) if path.exists())
+    free = shutil.disk_usage(existing).free
+    if free < needed:
+        raise ValueError(
+            f"a checkpoint like {like} needs {needed:,} bytes and {existing} has {free:,} free: free some or give another disk"
+        )
+
+
+def _companions(folder: Path) -> list[Path]:
+    """Configuration, tokenizer, generation settings, the shard index: every plain file but weights."""
+    files = [path for path in sorted(folder.iterdir()) if path.is_file() and not path.name.startswith(".")]
+    return [path for path in files if path.suffix != ".safetensors" and not any(path.match(pattern) for pattern in PICKLES)]
+
+
+def _copy_companions(like: Path, out: Path) -> None:
+    for path in _companions(like):
+        shutil.copyfile(path, out / path.name)  # follows the links that hub snapshots are made of
+
+
+def _rewrite_companions(folder: Path, layout: _Layout, config: Mapping[str, Any]) -> None:
+    """The configuration with its changes, and the index of the shards that are left."""
+    old = json.loads((folder / CONFIG).read_text())
+    (folder / CONFIG).write_text(json.dumps({**old, **config}, indent=2, sort_keys=True) + "\n")
+    if (folder / INDEX).exists():
+        files = {stored.name: file for file, shard in layout.shards.items() for stored in shard.tensors}
+        total = sum(num_bytes(shard.tensors) for shard in layout.shards.values())
+        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(files.items()))}
+        (folder / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
 
 
 def _check_same(left: Shapes, right: Shapes, names: tuple[str, str]) -> None:
@@ -156,29 +231,6 @@ def _check_same(left: Shapes, right: Shapes, names: tuple[str, str]) -> None:
             raise ValueError(
                 f"{parameter} is {first} in {names[0]} and {second} in {names[1]}: give two models of one architecture and size"
             )
-
-
-def _header(folder: Path) -> Shapes:
-    shapes: Shapes = {}
-    for path in weight_files(folder):
-        file = _open(path, framework="numpy")
-        shapes |= {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 (no mapping)
-    return {name: shape for name, shape in shapes.items() if name not in _aliases(folder, shapes)}
-
-
-def _open(path: Path, framework: str = "pt") -> Any:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        return safe_open(path, framework=framework)
-    except SafetensorError as error:
-        raise ValueError(f"{path} cannot be read as safetensors ({error}): copy or download it again") from None
-
-
-def _aliases(folder: Path, names: Mapping[str, Any]) -> frozenset[str]:
-    config = folder / "config.json"
-    tied = config.exists() and bool(json.loads(config.read_text()).get("tie_word_embeddings"))
-    return frozenset(alias for alias, owner in TIED.items() if tied and owner in names)
 
 
 def _file_digest(path: Path, cache: Path) -> str:
@@ -218,25 +270,3 @@ def _write_entry(path: Path, entry: dict[str, Any]) -> None:
 
 def _shape(weights: Weights, name: str) -> tuple[int, ...]:
     return weights.shape(name) if isinstance(weights, StoredWeights) else tuple(weights[name].shape)
-
-
-def _copy_companions(like: Path, out: Path) -> None:
-    """Configuration, tokenizer, generation settings, the shard index: every plain file but weights."""
-    for path in sorted(like.iterdir()):
-        weights = path.suffix == ".safetensors" or any(path.match(pattern) for pattern in PICKLES)
-        if path.is_file() and not weights and not path.name.startswith("."):
-            shutil.copyfile(path, out / path.name)  # follows the links that hub snapshots are made of
-
-
-def _save_shard(weights: Weights, like: Path, path: Path) -> None:
-    from safetensors.torch import save_file
-
-    stored = _open(like)
-    tensors = {}
-    for name in stored.keys():  # noqa: SIM118 (no mapping)
-        tensor, old = weights[name if name in weights else TIED[name]], stored.get_tensor(name)
-        if (tensor.shape, tensor.dtype) != (old.shape, old.dtype):
-            new, like_it = (f"{one.dtype} {tuple(one.shape)}" for one in (tensor, old))
-            raise ValueError(f"{name} is {new}, but {like_it} in the checkpoint it is written like: convert it first")
-        tensors[name] = tensor.detach().cpu().contiguous()
-    save_file(tensors, path, metadata=stored.metadata() or {"format": "pt"})

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from cpt_lab.families import FAMILIES
 from cpt_lab.specs import FolderCheckpoint, ModelShape
 from cpt_lab.store import Workspace
 
@@ -16,6 +18,7 @@ SENTENCES = (
     "def area(width, height):\n    return width * height",
     "Question: what is 12 + 30? Answer: 42 #### 42",
 )
+WIDE_HEADS = ("gemma2", "qwen3")  # their head_dim is a setting of its own, not hidden_size / num_heads
 SPECIAL_TOKENS = ("<|endoftext|>", "<|padding|>")
 
 
@@ -30,44 +33,66 @@ def tiny_shape(
         num_layers=num_layers,
         num_heads=num_heads,
         num_kv_heads=num_kv_heads or num_heads,
-        head_dim=8,
+        head_dim=16 if family.startswith(WIDE_HEADS) else 8,
         mlp_size=48,
         vocab_size=320,
         context=128,
-        rope_theta=10000.0,
+        rope_theta=0.0 if family == "gpt2" else 10000.0,
         norm_eps=1e-6,
         tied_embeddings=tied,
     )
 
 
+def tiny_shapes(*, kv_heads: tuple[int, ...] = (4, 2, 1)) -> list[ModelShape]:
+    """Every row of FAMILIES with the heads' k and v of their own and, where it may be, shared; and with every switch turned."""
+    rows = ((name, row.grouped) for name, row in FAMILIES.items())
+    shapes = [tiny_shape(name, num_kv_heads=heads) for name, grouped in rows for heads in kv_heads if grouped or heads == 4]
+    turned = {name: "".join(f"{'-' if one.default else '+'}{one.name}" for one in row.switches) for name, row in FAMILIES.items()}
+    return shapes + [
+        tiny_shape(name + changes, num_kv_heads=2 if FAMILIES[name].grouped else 4) for name, changes in turned.items() if changes
+    ]
+
+
 def tiny_model(shape: ModelShape, *, seed: int = 0, dtype: torch.dtype = torch.float32) -> Any:
     """A random transformers model of this shape. Norms are random too, so that a test can tell them apart."""
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
-    config = AutoConfig.for_model(
-        shape.family,
-        hidden_size=shape.hidden_size,
-        num_hidden_layers=shape.num_layers,
-        num_attention_heads=shape.num_heads,
-        num_key_value_heads=shape.num_kv_heads,
-        head_dim=shape.head_dim,
-        intermediate_size=shape.mlp_size,
-        vocab_size=shape.vocab_size,
-        max_position_embeddings=shape.context,
-        rope_parameters={"rope_type": "default", "rope_theta": shape.rope_theta},
-        rms_norm_eps=shape.norm_eps,
-        tie_word_embeddings=shape.tied_embeddings,
-        bos_token_id=None,
-        eos_token_id=0,
-        pad_token_id=1,
-    )
-    model = AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
+    model = AutoModelForCausalLM.from_config(tiny_config(shape), dtype=dtype).eval()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            mean, width = (1.0, 0.3) if name.endswith("norm.weight") else (0.0, 0.2)
+            mean, width = (1.0, 0.3) if re.search(r"(norm|ln_\w)\.weight$", name) else (0.0, 0.2)
             parameter.copy_(torch.normal(mean, width, parameter.shape, generator=generator))
     return model
+
+
+def tiny_config(shape: ModelShape) -> Any:
+    """The transformers configuration of a shape, with the settings that its family has, by the family's names."""
+    from transformers import AutoConfig
+
+    model_type, *switches = re.split(r"(?=[+-])", shape.family)
+    sizes = {
+        "vocab_size": shape.vocab_size,
+        "tie_word_embeddings": shape.tied_embeddings,
+        **{"bos_token_id": None, "eos_token_id": 0, "pad_token_id": 1},
+        **{switch[1:]: switch[0] == "+" for switch in switches},
+    }
+    if model_type == "gpt2":
+        own = {"n_embd": shape.hidden_size, "n_layer": shape.num_layers, "n_head": shape.num_heads, "n_inner": shape.mlp_size}
+        return AutoConfig.for_model(model_type, **own, n_positions=shape.context, layer_norm_epsilon=shape.norm_eps, **sizes)
+    rope: dict[str, Any] = {"rope_type": "default", "rope_theta": shape.rope_theta}
+    sizes |= {
+        "hidden_size": shape.hidden_size,
+        "num_hidden_layers": shape.num_layers,
+        "num_attention_heads": shape.num_heads,
+        "intermediate_size": shape.mlp_size,
+        "max_position_embeddings": shape.context,
+        "rope_parameters": {"sliding_attention": rope, "full_attention": rope} if model_type == "olmo3" else rope,
+    }
+    if model_type == "gpt_neox":
+        return AutoConfig.for_model(model_type, layer_norm_eps=shape.norm_eps, **sizes)
+    sizes |= {"num_key_value_heads": shape.num_kv_heads, "head_dim": shape.head_dim, "rms_norm_eps": shape.norm_eps}
+    return AutoConfig.for_model(model_type, **sizes)
 
 
 def tiny_checkpoint(

@@ -39,8 +39,8 @@ def planned(tmp_path_factory: pytest.TempPathFactory) -> tuple[Answer, Path]:
 def test_the_plan_of_the_7b_rewind_says_what_is_to_do_and_what_is_missing(planned: tuple[Answer, Path]) -> None:
     answer, _ = planned
     assert answer.code == 0
-    assert answer.out.startswith("study rewind_7b: 98 points, 0 done")
-    assert "2 spectra, 7 rank, 86 evaluate" in answer.out  # all curves share the point at 0, and the one at 1
+    assert answer.out.startswith("study rewind_7b: 238 points, 0 done")
+    assert "5 spectra, 1025 probe, 17 rank, 205 evaluate" in answer.out  # all curves share the point at 0, and the one at 1
     missing = [line for line in answer.out.splitlines() if line.startswith("missing here: ")]
     assert any("allenai/OLMo-2-1124-7B (stage1-step928646-tokens3896B)" in line for line in missing)
     assert any("allenai/dolmino-mix-1124" in line for line in missing)
@@ -60,7 +60,7 @@ def test_a_plan_imports_nothing_heavy_and_writes_nothing(planned: tuple[Answer, 
 def test_help_names_every_verb(words: tuple[str, ...]) -> None:
     answer = here(*words)
     assert answer.code == 0
-    for verb in ("run", "plan", "status", "compare", "track"):
+    for verb in ("run", "plan", "status", "materialize", "compare", "track"):
         assert f"\n  {verb} " in answer.out
 
 
@@ -80,7 +80,7 @@ def test_the_composed_configuration_can_be_printed() -> None:
 def test_the_status_of_an_experiment_that_never_ran_is_that_of_planned_points(tmp_path: Path) -> None:
     answer = here("status", "+experiment=rewind_1b", f"results={tmp_path}")
     assert answer.code == 0, answer.err
-    assert answer.out.startswith("study rewind_1b: 98 points: 98 planned")
+    assert answer.out.startswith("study rewind_1b: 238 points: 238 planned")
 
 
 # ------------------------------------------------------------------------------------------------------- a whole study

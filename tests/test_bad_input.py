@@ -135,7 +135,7 @@ def test_a_rewind_without_fraction_and_heads_says_how_to_give_either(tmp_path: P
         ((*REWIND, "intervention.heads=[3]"), "intervention.heads.0"),
         ((*REWIND, "intervention.fraction=0.5", "intervention.kv=no"), "'when_group_complete', 'with_first' or 'never' (got 'no')"),
         ((*REWIND, "intervention.fraction=0.5", "intervention.direction=up"), "unknown direction 'up'; there are ascending, descending"),
-        ((*REWIND, "intervention.fraction=0.5", "intervention.roles=[x]"), "unknown role of a head 'x'"),
+        ((*REWIND, "intervention.fraction=0.5", "criterion.roles=[x]"), "unknown role of a head 'x'"),
         ((*REWIND, "intervention.fraction=0.5", "criterion.seed=null"), "set criterion.seed"),
         (
             (*REWIND, "intervention.fraction=0.5", "criterion.seed=-1"),
@@ -157,7 +157,7 @@ def test_a_value_that_makes_no_sense_is_refused_with_what_is_allowed(tmp_path: P
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (("pla", "+experiment=rewind_1b"), "unknown verb 'pla' (did you mean plan?); there are compare, plan, run, status, track"),
+        (("pla", "+experiment=rewind_1b"), "unknown verb 'pla' (did you mean plan?); there are compare, materialize, plan, run, status, track"),
         (("status", "nobody"), "no study 'nobody' in"),
         (("compare", "nobody"), "no study 'nobody' in"),
         (("track", "sink"), "the one thing to do is `track sync [STUDY ...]`"),
@@ -265,9 +265,9 @@ def test_a_folder_without_a_whole_configuration_is_refused(tmp_path: Path, check
 
 def test_a_family_that_nobody_described_says_what_its_row_needs(tmp_path: Path, checkpoint: Path) -> None:
     config = json.loads((checkpoint / "config.json").read_text())
-    (checkpoint / "config.json").write_text(json.dumps({**config, "model_type": "olmo3"}))
+    (checkpoint / "config.json").write_text(json.dumps({**config, "model_type": "olmo9"}))
     said = refusal(tmp_path, "target=spectra", *folders(checkpoint, checkpoint))
-    assert "olmo3" in said
+    assert "olmo9" in said
     assert "FAMILIES" in said
 
 

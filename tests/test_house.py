@@ -22,14 +22,14 @@ SOURCES = sorted(path for name in ("cpt_lab", "analysis", "launchers") for path 
 
 # From the ground up: a module imports from lower layers and from its own, wherever in the file the import stands.
 LAYERS: tuple[frozenset[str], ...] = (
-    frozenset({"names", "specs", "lease", "execution", "site", "tracking_settings"}),
-    frozenset({"architecture", "store", "provenance", "slurm"}),
-    frozenset({"patch", "weights", "study"}),
+    frozenset({"names", "families", "specs", "lease", "execution", "site", "tracking_settings"}),
+    frozenset({"architecture", "shards", "store", "provenance", "slurm"}),
+    frozenset({"edits", "tensor_edits", "layers", "factors", "spectral_edits", "patch", "weights", "study"}),
     frozenset({"interventions", "orderings", "spectra", "data", "checkpoints", "plan"}),
     frozenset({"training", "evaluation", "tracking_records", "tracking_client", "tracking"}),
     frozenset({"build", "launch"}),
     frozenset({"progress", "worker"}),
-    frozenset({"local", "remote", "preflight"}),
+    frozenset({"local", "remote", "preflight", "export", "model_card"}),
     frozenset({"config"}),
     frozenset({"points", "report"}),
     frozenset({"app"}),

@@ -14,6 +14,7 @@ from cpt_lab.orderings import CRITERIA, DELTA_MEASURES, build_ranking, order, pe
 from cpt_lab.specs import ModelShape, Ranking, key
 from cpt_lab.spectra.table import build_table
 from factory import folder_spec, tiny_checkpoint, tiny_shape, workspace
+from spec_cases import PROTOCOL
 
 SHAPE = tiny_shape()
 SQUARE = tiny_shape(num_heads=2)  # 2 layers x 2 heads
@@ -95,6 +96,113 @@ def test_random_orders_depend_on_the_seed_alone_and_descending_is_ascending_back
     assert orders[0, "ascending"] == [(1, 1), (1, 2), (0, 0), (0, 2), (0, 1), (1, 0), (0, 3), (1, 3)]
 
 
+def column(values: Any, measure: str, role: str = "q") -> pd.DataFrame:
+    return norms(values, role).rename(columns={"frobenius_norm": measure})
+
+
+def square(criterion: str, **settings: Any) -> Ranking:
+    """A ranking of two layers with two heads that looks at q and o."""
+    return ranked(criterion, roles=("q", "o"), tuned=folder_spec(Path("tuned"), SQUARE), **settings)
+
+
+def test_agreement_is_the_mean_over_the_roles_and_its_difference_that_of_reference_minus_that_of_tuned() -> None:
+    tables = [
+        pd.concat([column(q, "agreement_residual_max"), column(o, "agreement_residual_max", "o")])
+        for q, o in (([[0.5, 1], [1, 1]], [[1, 1], [1, 0.5]]), ([[1, 1], [1, 1]], [[1, 1], [1, 1]]))
+    ]
+    assert CRITERIA["agreement"].score(square("agreement"), tables[0]).tolist() == [[0.75, 1], [1, 0.75]]
+    assert CRITERIA["agreement_diff"].score(square("agreement_diff"), *tables).tolist() == [[0.25, 0], [0, 0.25]]
+
+
+@pytest.mark.parametrize("criterion", ["pl_ks", "pl_alpha"])
+def test_a_fit_is_the_mean_over_the_roles_and_missing_where_one_of_them_is(criterion: str) -> None:
+    table = pd.concat([column([[2, 3], [4, 5]], criterion), column([[4, 3], [2, np.nan]], criterion, "o")])
+    np.testing.assert_array_equal(CRITERIA[criterion].score(square(criterion), table), [[3, 3], [3, np.nan]])
+
+
+def test_what_a_criterion_reads() -> None:
+    names: dict[Any, str] = {TUNED: "tuned", BASE: "base", REFERENCE: "reference"}
+
+    def read(criterion: str, **settings: Any) -> list[tuple[str, str | None]]:
+        tables = ranked(criterion, **settings).spectra
+        return [(names[table.checkpoint], table.against and names[table.against]) for table in tables]
+
+    delta, other = [("tuned", "base")], [("tuned", "base"), ("reference", "base")]
+    assert read("delta_norm") == read("agreement") == read("spectral", column="pl_ks", of="delta") == delta
+    assert read("scaled_norm_diff") == read("agreement_diff") == other
+    assert read("pl_ks") == read("pl_alpha") == read("spectral", column="pl_ks", of="base") == [("base", None)]
+    assert read("spectral", column="stable_rank", of="tuned") == [("tuned", None)]
+
+
+def test_a_spectral_criterion_of_a_delta_shares_the_table_of_the_norms() -> None:
+    assert key(ranked("spectral", column="stable_rank", of="delta").spectra[0]) == key(ranked("delta_norm").spectra[0])
+    assert key(ranked("spectral", column="stable_rank", of="delta")) != key(ranked("spectral", column="spectral_norm", of="delta"))
+
+
+# ----------------------------------------------------------------------------------------------------------- the units
+
+
+def test_units_are_heads_matrices_by_role_or_layers() -> None:
+    shape = folder_spec(Path("tuned"), tiny_shape("gpt2"))
+    assert ranked("random", seed=0, tuned=shape).units == tuple(np.ndindex(2, 4))
+    assert ranked("random", seed=0, tuned=shape, unit="layer").units == ((0, "all"), (1, "all"))
+    roles = ("q", "k", "v", "o", "up", "down")  # GPT-2 has no gate
+    assert ranked("random", seed=0, tuned=shape, unit="matrix").units == tuple((layer, role) for layer in range(2) for role in roles)
+    assert ranked("random", seed=0, unit="matrix", roles=("down", "q")).units == ((0, "q"), (0, "down"), (1, "q"), (1, "down"))
+    with pytest.raises(ValueError, match="gpt2 models have no gate"):
+        ranked("random", seed=0, tuned=shape, unit="matrix", roles=("gate",))
+
+
+def test_the_norm_of_a_matrix_is_its_own_and_not_that_of_its_heads() -> None:
+    spec = square("delta_norm", unit="matrix")
+    whole = pd.concat([norms([[7], [8]]).assign(head=-1), norms([[9], [1]], "o").assign(head=-1)])
+    assert CRITERIA["delta_norm"].score(spec, pd.concat([norms([[3, 5], [8, 0]]), whole])).tolist() == [[7, 9], [8, 1]]
+
+
+@pytest.mark.parametrize(("unit", "parts", "blocks"), [("head", 4, "heads"), ("layer", 1, "heads"), ("matrix", 7, "all")])
+def test_a_ranking_of_any_unit_is_built_and_read_back(tmp_path: Path, unit: str, parts: int, blocks: str) -> None:
+    folders = {name: tiny_checkpoint(tmp_path / name, seed=seed) for seed, name in enumerate(["tuned", "base"])}
+    tuned, base = (folder_spec(folder, SHAPE) for folder in folders.values())
+    spec = ranking("delta_norm", "ascending", tuned=tuned, base=base, unit=unit)
+    table, work = workspace(tmp_path / "table"), workspace(tmp_path / "ranking")
+    assert spec.spectra[0].blocks == blocks
+    build_table(spec.spectra[0], checkpoint=folders["tuned"], against=folders["base"], work=table)
+    build_ranking(spec, [table.product], work)
+    written = json.loads((work.product / "ranking.json").read_text())
+    scores = pd.read_parquet(work.product / "scores.parquet")
+    assert sorted(map(tuple, written["order"])) == sorted(spec.units)
+    assert len(scores) == 2 * parts
+    again = ranking("from_file", "descending", tuned=tuned, base=base, unit=unit, file=str(work.product / "ranking.json"))
+    copied = workspace(tmp_path / "copied")
+    build_ranking(again, [], copied)
+    assert json.loads((copied.product / "ranking.json").read_text())["order"] == written["order"]
+    same = ranking("from_file", "ascending", tuned=tuned, base=base, unit=unit, file=str(work.product / "scores.parquet"))
+    build_ranking(same, [], workspace(tmp_path / "same"))
+    pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "same" / "product" / "scores.parquet"), scores)
+
+
+def test_the_score_of_a_layer_is_the_mean_over_its_heads(tmp_path: Path) -> None:
+    folders = {name: tiny_checkpoint(tmp_path / name, seed=seed) for seed, name in enumerate(["tuned", "base"])}
+    tuned, base = (folder_spec(folder, SHAPE) for folder in folders.values())
+    found = {}
+    for unit in ("head", "layer"):
+        spec = ranking("agreement", "ascending", tuned=tuned, base=base, unit=unit)
+        table, work = workspace(tmp_path / f"table {unit}"), workspace(tmp_path / unit)
+        build_table(spec.spectra[0], checkpoint=folders["tuned"], against=folders["base"], work=table)
+        build_ranking(spec, [table.product], work)
+        found[unit] = pd.read_parquet(work.product / "scores.parquet").groupby("layer")["score"].mean()
+    assert found["layer"].tolist() == pytest.approx(found["head"].tolist())
+
+
+def test_a_measure_that_no_block_is_large_enough_for_is_said_so(tmp_path: Path) -> None:
+    folder = tiny_checkpoint(tmp_path / "base")
+    spec = ranking("pl_ks", "ascending", tuned=folder_spec(folder, SHAPE), base=folder_spec(folder, SHAPE))
+    table = workspace(tmp_path / "table")
+    build_table(spec.spectra[0], checkpoint=folder, against=None, work=table)
+    with pytest.raises(ValueError, match="no score for any head: its blocks have too few singular values"):
+        build_ranking(spec, [table.product], workspace(tmp_path / "ranking"))
+
+
 # --------------------------------------------------------------------------------------------------------- the ranking
 
 
@@ -119,13 +227,23 @@ def test_the_order_in_which_roles_are_named_does_not_matter() -> None:
 @pytest.mark.parametrize(
     ("criterion", "settings", "message"),
     [
-        ("delta_nrm", {}, r"unknown criterion 'delta_nrm' \(did you mean delta_norm.*there are delta_norm, random, scaled_norm_diff"),
+        ("delta_nrm", {}, r"unknown criterion 'delta_nrm' \(did you mean delta_norm.*there are agreement, .*scaled_norm_diff, spectral"),
         ("delta_norm", {"direction": "down"}, "unknown direction 'down'.*ascending, descending"),
         ("delta_norm", {"roles": ("q", "gate")}, "unknown role of a head 'gate'"),
         ("delta_norm", {"roles": ()}, "no roles"),
         ("scaled_norm_diff", {"reference": None}, "compares with a reference checkpoint and there is none"),
         ("random", {}, "needs a seed"),
-        ("delta_norm", {"seed": 1}, "draws nothing at random, got seed 1"),
+        ("delta_norm", {"seed": 1}, r"takes no seed, got 1: leave criterion\.seed at null"),
+        ("delta_norm", {"unit": "layers"}, r"unknown unit 'layers' \(did you mean layer\?\)"),
+        ("delta_norm", {"roles": ("gate", "nose"), "unit": "matrix"}, "unknown role of a matrix 'nose'"),
+        ("spectral", {"of": "delta"}, r"needs a column: set criterion\.column"),
+        ("spectral", {"column": "stable_rnk", "of": "delta"}, r"unknown spectral measure 'stable_rnk' \(did you mean stable_rank"),
+        ("spectral", {"column": "stable_rank", "of": "text"}, "unknown place of a spectral measure 'text'; there are base, delta, tuned"),
+        ("spectral", {"column": "agreement_head_max", "of": "base"}, r"compares tuned with the base.*set criterion\.of=delta"),
+        ("greedy", {}, "needs a protocol"),
+        ("greedy", {"protocol": PROTOCOL, "metric": "drop/f1"}, r"'drop/f1', and protocol tiny has the tasks sums, prose, gsm8k"),
+        ("from_file", {}, r"needs a file: set criterion\.file"),
+        ("from_file", {"file": "/no/such.json"}, "which is no file that can be read"),
     ],
 )
 def test_a_ranking_that_makes_no_sense_is_refused(criterion: str, settings: dict[str, Any], message: str) -> None:
@@ -147,11 +265,6 @@ def test_the_head_that_changed_most_comes_first_in_a_built_ranking(tmp_path: Pat
     assert (written["criterion"], written["direction"]) == ("delta_norm", "descending")
     assert written["order"] == scores.sort_values("score", ascending=False)[["layer", "head"]].to_numpy().tolist()
     assert len(scores) == shape.total_heads
-
-
-def test_every_criterion_has_its_file_of_settings() -> None:
-    conf = Path(__file__).parents[1] / "conf" / "criterion"
-    assert {path.stem for path in conf.glob("*.yaml")} == set(CRITERIA)
 
 
 def test_a_shape_of_many_layers_is_covered_by_a_random_order() -> None:

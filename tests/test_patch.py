@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from cpt_lab.architecture import Slice, head_slices
-from cpt_lab.patch import Copy, LiveModel, Patch, apply, narrow
+from cpt_lab.edits import Copy, SliceEdit, narrow
+from cpt_lab.patch import LiveModel, Patch, apply
 from cpt_lab.weights import open_weights, save_checkpoint
 from factory import tiny_checkpoint, tiny_shape
 
@@ -168,7 +169,7 @@ def test_tied_embeddings_stay_tied_in_a_patched_model(tmp_path: Path) -> None:
     [
         (Copy(target=Slice("nowhere", 0, 0, 1), source="base"), "nowhere is not a parameter"),
         (Copy(target=Slice("lm_head.weight", 0, 319, 321), source="base"), "320 entries along axis 0, not 321"),
-        (Copy(target=Slice("lm_head.weight", 0, 0, 1), source="bass"), "copies from 'bass', but its sources are base"),
+        (Copy(target=Slice("lm_head.weight", 0, 0, 1), source="bass"), "reads from 'bass', but its sources are base"),
         (Copy(target=Slice("lm_head.weight", 0, 0, 1), source="base"), "torch.bfloat16 in base and torch.float32 in the patched"),
     ],
 )
@@ -192,6 +193,36 @@ def test_a_live_model_of_another_checkpoint_is_refused(folders: dict[str, Path],
     llama = tiny_checkpoint(tmp_path, family="llama")
     with pytest.raises(ValueError, match="give the folder it was loaded from"):
         LiveModel(live(folders["tuned"], {}).model, llama, {})
+
+
+class Remembered(SliceEdit):
+    """Twice the values of the slice, worked out once for all edits of it."""
+
+    kind: str = "remembered"
+    worked_out: ClassVar[list[Slice]] = []
+
+    def values(self, current: Tensor, sources: Any, memo: Any) -> Tensor:  # noqa: ARG002
+        if self.target not in memo:
+            self.worked_out.append(self.target)
+            memo[self.target] = 2 * current
+        result: Tensor = memo[self.target]
+        return result
+
+
+def test_what_an_edit_remembers_lasts_for_all_patches_but_not_for_values_that_another_edit_made(
+    folders: dict[str, Path], load: Callable[[], LiveModel]
+) -> None:
+    model, weights = load(), opened(folders)
+    part, beside = Slice("lm_head.weight", 0, 0, 5), Slice("lm_head.weight", 0, 5, 9)
+    doubled, copied, apart = Remembered(target=part), Copy(target=part, source="base"), Copy(target=beside, source="base")
+    chains: list[tuple[SliceEdit, ...]] = [(doubled,), (copied, doubled), (apart,), (doubled, apart), (doubled, copied)]
+    for edits in chains:
+        patch = Patch.model_construct(edits=edits)
+        model.set(patch)
+        assert equal(bits(model), apply(patch, weights["tuned"], weights)), [edit.kind for edit in edits]
+    Remembered.worked_out.clear()
+    model.set(Patch.model_construct(edits=(doubled, apart)))
+    assert Remembered.worked_out == []
 
 
 def test_sources_are_opened_when_they_are_first_needed(folders: dict[str, Path]) -> None:

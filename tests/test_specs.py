@@ -19,9 +19,12 @@ from cpt_lab.specs import (
     BuiltinCorpus,
     Evaluation,
     Heads,
+    Matrices,
     Mixture,
     Patched,
+    Probe,
     Recipe,
+    ScoresFile,
     Spec,
     Spectra,
     TopOf,
@@ -48,15 +51,18 @@ PINNED = {
     "folder-9c09b7362081b1d0": cases.FOLDER,
     "pretrain-math-text-1000-23bd8883f0001cfd": cases.PRETRAINED,
     "cpt-math-text-1000-265611edf0e14166": cases.TUNED,
-    "cpt-math-text-1000-delta-7d2e603930d90d8a": cases.SPECTRA,
-    "delta_norm-ascending-e339986be1590578": cases.DELTA_NORM,
-    "random-descending-seed0-c1d225a9837d0803": cases.RANDOM,
-    "rewind-delta_norm-ascending-0.25-9a9d717cd2cd921d": cases.PATCHED,
+    "cpt-math-text-1000-delta-855073ba370eadc6": cases.SPECTRA,
+    "delta_norm-ascending-9b7515a70d3606a8": cases.DELTA_NORM,
+    "random-descending-seed0-30556564cf758625": cases.RANDOM,
+    "rewind-delta_norm-ascending-0.25-30d2d72dfedd9218": cases.PATCHED,
     "tiny-a818e2130fc84e10": cases.PROTOCOL,
-    "tiny-rewind-delta_norm-ascending-0.25-0172f4a92de871f5": cases.EVALUATION,
+    "tiny-rewind-delta_norm-ascending-0.25-5f53f3981ec4ef7f": cases.EVALUATION,
 }
 PART = cases.MIXTURE.parts[0]
 HEADS = Heads(heads=((0, 1), (1, 2)))
+MATRICES = Matrices(matrices=((0, "q"), (1, "down")))
+PROBE = Probe(tuned=TUNED, base=BASE, protocol=PROTOCOL)
+FILE = ScoresFile(path="/orders/mine.json", contents_digest="ab12")
 TOP_OF = TopOf(ranking=RANDOM, fraction=0.25)
 REWIND = Rewind(base=BASE, select=HEADS)
 
@@ -91,12 +97,16 @@ CHANGES: tuple[tuple[Spec, dict[str, Any]], ...] = (
         {"shape": SHAPE.but(mlp_size=64), "start": None, "tokenizer": cases.BPE, "mixture": cases.MIXTURE.but(seed=1)}
         | {"recipe": cases.RECIPE.but(seed=1)},
     ),
-    (cases.SPECTRA, {"checkpoint": cases.PRETRAINED, "against": None, "measures": ("stable_rank",)}),
+    (cases.SPECTRA, {"checkpoint": cases.PRETRAINED, "against": None, "measures": ("stable_rank",), "blocks": "heads"}),
     (
         DELTA_NORM,
-        {"criterion": "random", "direction": "descending", "shape": SHAPE.but(num_layers=3), "spectra": (), "roles": ("q",), "seed": 1},
+        {"criterion": "random", "direction": "descending", "shape": SHAPE.but(num_layers=3), "unit": "layer", "roles": ("q",), "seed": 1}
+        | {"column": "stable_rank", "spectra": (), "probe": PROBE, "file": FILE},
     ),
+    (PROBE, {"tuned": cases.FOLDER, "base": cases.FOLDER, "protocol": PROTOCOL.but(seed=1), "metric": "sums/exact_match", "kv": "never"}),
+    (FILE, {"path": "/elsewhere.json", "contents_digest": "ef"}),
     (HEADS, {"heads": ((0, 1),)}),
+    (MATRICES, {"matrices": ((0, "q"),)}),
     (TOP_OF, {"ranking": DELTA_NORM, "fraction": 0.5}),
     (REWIND, {"base": cases.FOLDER, "select": TOP_OF, "kv": "never"}),
     (cases.PATCHED, {"tuned": cases.FOLDER, "interventions": (REWIND,)}),
@@ -151,6 +161,7 @@ def test_what_is_left_out_of_the_identity_is_named_here() -> None:
         "ModelShape": {"name"},
         "HubCheckpoint": {"shape"},
         "FolderCheckpoint": {"path"},
+        "ScoresFile": {"path"},
     }
 
 

@@ -14,8 +14,9 @@ from safetensors.torch import load_file, save_file
 
 from cpt_lab.orderings import DELTA_MEASURES
 from cpt_lab.specs import Spectra, key
-from cpt_lab.spectra import measures
+from cpt_lab.spectra import NAMES, NORMS, measures
 from cpt_lab.spectra.measures import MEASURES, singular_values, spectrum
+from cpt_lab.spectra.pairs import PAIR_MEASURES
 from cpt_lab.spectra.table import build_table
 from cpt_lab.weights import open_weights
 from factory import folder_spec, tiny_checkpoint, tiny_shape, workspace
@@ -29,7 +30,7 @@ def random(*shape: int, seed: int = 0) -> torch.Tensor:
 
 def measured(matrix: torch.Tensor, stored: torch.dtype = torch.float32) -> dict[str, float]:
     found = spectrum(matrix, stored)
-    return {name: float(measure(found)) for name, measure in MEASURES.items()}
+    return {name: float(MEASURES[name](found)) for name in NORMS}
 
 
 # -------------------------------------------------------------------------------------------------------- the measures
@@ -151,7 +152,7 @@ def test_delta_norms_equal_plain_float64_loops(tmp_path: Path, kv_heads: int, dt
 
 def test_every_column_of_a_head_equals_numpy_of_its_block(tmp_path: Path) -> None:
     tuned, base = pair(tmp_path, 4)
-    table = built(delta_spec(tuned, base, 4, tuple(MEASURES)), tuned, base, tmp_path / "work")
+    table = built(delta_spec(tuned, base, 4, NORMS), tuned, base, tmp_path / "work")
     name = "model.layers.1.self_attn.o_proj.weight"
     block = (open_weights(tuned)[name].double() - open_weights(base)[name].double())[:, 16:24].numpy()
     values = np.linalg.svd(block, compute_uv=False)
@@ -184,8 +185,20 @@ def test_without_a_base_the_weights_themselves_are_measured(tmp_path: Path) -> N
 
 def test_the_delta_of_a_checkpoint_to_itself_measures_zero_everywhere(tmp_path: Path) -> None:
     tuned, _ = pair(tmp_path, 4)
-    table = built(delta_spec(tuned, tuned, 4, tuple(MEASURES)), tuned, tuned, tmp_path / "work")
-    assert not table[list(MEASURES)].to_numpy().any()
+    table = built(delta_spec(tuned, tuned, 4, NORMS), tuned, tuned, tmp_path / "work")
+    assert not table[list(NORMS)].to_numpy().any()
+
+
+def test_a_table_of_heads_leaves_the_whole_matrices_out(tmp_path: Path) -> None:
+    tuned, base = pair(tmp_path, 2)
+    spec = delta_spec(tuned, base, 2)
+    every, heads = (built(spec.but(blocks=blocks), tuned, base, tmp_path / blocks) for blocks in ("all", "heads"))
+    pd.testing.assert_frame_equal(heads, every[every["head"] >= 0].reset_index(drop=True))
+
+
+def test_planning_knows_the_name_of_every_measure() -> None:
+    assert set(NAMES) == {*MEASURES, *PAIR_MEASURES}
+    assert len(NAMES) == len(MEASURES) + len(PAIR_MEASURES)
 
 
 def test_progress_counts_all_matrices(tmp_path: Path) -> None:

@@ -2,7 +2,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -169,3 +172,93 @@ def test_a_folder_with_something_in_it_is_not_overwritten(tmp_path: Path) -> Non
     (tmp_path / "out").mkdir()
     save_checkpoint(open_weights(like), like, tmp_path / "out")
     assert (tmp_path / "out" / "model.safetensors").exists()
+
+
+# ------------------------------------------------------------------------------------------------- files as they come
+
+
+def with_header(path: Path, header: dict[str, Any], content: bytes, *, padding: int = 0) -> None:
+    text = json.dumps(header).encode() + b" " * padding
+    path.write_bytes(len(text).to_bytes(8, "little") + text + content)
+
+
+def test_a_tensor_that_an_old_writer_did_not_align_is_read(tmp_path: Path) -> None:
+    values = torch.arange(6, dtype=torch.float32)
+    header = {"a": {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]}}
+    for padding in range(4):
+        with_header(tmp_path / "model.safetensors", header, values.numpy().tobytes(), padding=padding)
+        assert torch.equal(open_weights(tmp_path)["a"], values.view(2, 3))
+
+
+def test_tensors_without_axes_or_elements_are_read_and_written(tmp_path: Path) -> None:
+    like = tmp_path / "like"
+    like.mkdir()
+    tensors = {"scalar": torch.tensor(3.5), "empty": torch.zeros(0, 4), "flags": torch.tensor([True, False, True])}
+    save_file(tensors, like / "model.safetensors", metadata={"format": "pt"})
+    save_checkpoint(open_weights(like), like, tmp_path / "out")
+    assert (tmp_path / "out" / "model.safetensors").read_bytes() == (like / "model.safetensors").read_bytes()
+    assert all(torch.equal(open_weights(tmp_path / "out")[name], tensor) for name, tensor in tensors.items())
+
+
+def test_a_dtype_that_nobody_computes_with_is_refused(tmp_path: Path) -> None:
+    header = {"a": {"dtype": "F8_E4M3", "shape": [4], "data_offsets": [0, 4]}}
+    with_header(tmp_path / "model.safetensors", header, bytes(4))
+    with pytest.raises(ValueError, match=r"a in .*model.safetensors is stored as F8_E4M3.*use a checkpoint in F64, F32, F16, BF16"):
+        open_weights(tmp_path)
+
+
+def test_a_second_copy_of_all_weights_beside_the_file_that_transformers_loads_is_left_alone(tmp_path: Path) -> None:
+    like = tiny_checkpoint(tmp_path / "like")
+    save_file({"tok_embeddings.weight": torch.ones(2)}, like / "consolidated.safetensors")
+    assert len(open_weights(like)) == 25
+    save_checkpoint(open_weights(like), like, tmp_path / "out")
+    assert not (tmp_path / "out" / "consolidated.safetensors").exists()
+
+
+def test_writing_to_a_tensor_does_not_reach_the_file(tmp_path: Path) -> None:
+    before = (tiny_checkpoint(tmp_path) / "model.safetensors").read_bytes()
+    open_weights(tmp_path)[EMBEDDING].zero_()
+    assert (tmp_path / "model.safetensors").read_bytes() == before
+
+
+def test_weights_are_asked_for_one_by_one_in_the_order_of_the_file(tmp_path: Path) -> None:
+    like = tiny_checkpoint(tmp_path / "like")
+    stored, asked = open_weights(like), []
+
+    class Watched(dict[str, torch.Tensor]):
+        def __getitem__(self, name: str) -> torch.Tensor:
+            asked.append(name)
+            return stored[name]
+
+    save_checkpoint(Watched(dict.fromkeys(stored, torch.empty(0))), like, tmp_path / "out")
+    assert asked == list(stored)
+    assert (tmp_path / "out" / "model.safetensors").read_bytes() == (like / "model.safetensors").read_bytes()
+
+
+def test_a_disk_that_is_too_small_is_refused_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    like = tiny_checkpoint(tmp_path / "like")
+    needed = sum(path.stat().st_size for path in like.iterdir())
+    free = [1000]
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=free[0]))
+    with pytest.raises(ValueError, match=r"needs [\d,]+ bytes and .* has 1,000 free: free some"):
+        save_checkpoint(open_weights(like), like, tmp_path / "deep" / "out")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["like"]
+    free[0] = needed
+    save_checkpoint(open_weights(like), like, tmp_path / "deep" / "out")
+
+
+@pytest.mark.parametrize("shard_size", ["5GB", "30KB"])
+def test_a_checkpoint_with_fewer_layers_loads(shard_size: str, tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    like = tiny_checkpoint(tmp_path / "like", num_layers=3, shard_size=shard_size)
+    shallow = tiny_checkpoint(tmp_path / "shallow", num_layers=2)
+    weights = {name: tensor for name, tensor in open_weights(like).items() if ".layers.2." not in name}
+    with pytest.raises(ValueError, match=r"layers.2.* is missing"):
+        save_checkpoint(weights, like, tmp_path / "out")
+    save_checkpoint(weights, like, tmp_path / "out", config={"num_hidden_layers": 2})
+    model, expected = (AutoModelForCausalLM.from_pretrained(folder).config for folder in (tmp_path / "out", shallow))
+    assert model.num_hidden_layers == expected.num_hidden_layers == 2
+    again = open_weights(tmp_path / "out")
+    assert set(again) == set(weights) == set(open_weights(shallow))
+    assert all(torch.equal(again[name], weights[name]) for name in weights)

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, field_validator, model_validator
 
-from cpt_lab.architecture import group, group_size, head_slices
-from cpt_lab.patch import Copy, Patch
-from cpt_lab.specs import Checkpoint, Choices, Head, Heads, Intervention, ModelShape, Ranking, Selection, Spec, TopOf
+from cpt_lab.architecture import Slice, group, group_size, head_slices, role_slices
+from cpt_lab.edits import Copy
+from cpt_lab.patch import Patch
+from cpt_lab.specs import Checkpoint, Choices, Head, Heads, Intervention, Matrices, ModelShape, Ranking, Selection, Spec, TopOf, Unit
 
 
 class RewindSettings(BaseModel):
-    """Which heads: a share of a ranking, or an explicit list; and what becomes of shared k and v."""
+    """Which units: a share of a ranking, or an explicit list of heads; and what becomes of shared k and v."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     fraction: float | None = None
     direction: str
     kv: Literal["when_group_complete", "with_first", "never"]
-    roles: tuple[str, ...]
     heads: tuple[Head, ...] | None
 
     @field_validator("fraction", mode="before")
@@ -39,7 +40,7 @@ class RewindSettings(BaseModel):
 
 
 class Rewind(Intervention):
-    """The heads in `select` take the base's q, k, v, o slices and q/k-norm segments.
+    """The heads in `select` take the base's q, k, v, o slices and q/k-norm segments; matrices all that belongs to their role.
 
     With grouped-query attention a head's q, o and q-norm segment follow the head; the k and v (and k-norm) that a group shares are rewound
     when all its query heads are in the set (`kv: when_group_complete`), as soon as one of them is (`with_first`), or never. P has
@@ -70,27 +71,29 @@ class Rewind(Intervention):
     def sources(self) -> dict[str, Checkpoint]:
         return {"base": self.base}
 
-    def with_ranking(self, order: tuple[Head, ...]) -> Rewind:
+    def with_ranking(self, order: tuple[Unit, ...]) -> Rewind:
         assert isinstance(self.select, TopOf)
-        return self.but(select=Heads(heads=order[: self.select.count]))
+        return self.but(select=self.select.ranking.selected(order[: self.select.count]))
 
     def settled(self) -> Rewind | None:
         select = self.select
-        if isinstance(select, TopOf) and select.count in (0, select.ranking.shape.total_heads):
-            shape = select.ranking.shape
-            heads = [(layer, head) for layer in range(shape.num_layers) for head in range(shape.num_heads)]
-            select = Heads(heads=tuple(heads[: select.count]))
-        if isinstance(select, Heads) and not select.heads:
-            return None
-        return self.but(select=select)
+        if isinstance(select, TopOf) and select.count in (0, len(select.ranking.units)):
+            select = select.ranking.selected(select.ranking.units[: select.count])
+        nothing = (isinstance(select, Heads) and not select.heads) or (isinstance(select, Matrices) and not select.matrices)
+        return None if nothing else self.but(select=select)
 
     def patch(self, shape: ModelShape) -> Patch:
-        """The copies from "base" that rewind the chosen heads; ValueError while a ranking still stands for them."""
-        if not isinstance(self.select, Heads):
-            raise ValueError(f"{self.label()} needs the order of its ranking first: rank, then give the heads with with_ranking")
-        chosen = frozenset(self.select.heads)
-        slices = (part for head in self.select.heads for part in head_slices(shape, *head, kv=_takes_kv(self.kv, shape, head, chosen)))
-        return Patch(edits=tuple(Copy(target=part, source="base") for part in slices))
+        """The copies from "base" that rewind the chosen units; ValueError while a ranking still stands for them."""
+        return Patch(edits=tuple(Copy(target=part, source="base") for part in self._slices(shape)))
+
+    def _slices(self, shape: ModelShape) -> Iterator[Slice]:
+        select = self.select
+        if isinstance(select, TopOf):
+            raise ValueError(f"{self.label()} needs the order of its ranking first: rank, then give the units with with_ranking")
+        if isinstance(select, Matrices):
+            return (part for layer, role in select.matrices for part in role_slices(shape, layer, role))
+        chosen = frozenset(select.heads)
+        return (part for head in select.heads for part in head_slices(shape, *head, kv=_takes_kv(self.kv, shape, head, chosen)))
 
     def label(self) -> str:
         return f"rewind-{self.select.label()}"

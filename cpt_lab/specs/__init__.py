@@ -21,13 +21,30 @@ from cpt_lab.specs.corpora import (
     Tokenizer,
     Tokens,
 )
-from cpt_lab.specs.evaluations import Evaluation, GenerateTask, HarnessTask, PerplexityTask, Protocol, Task
+from cpt_lab.specs.evaluations import Evaluation
 from cpt_lab.specs.graph import STORED, closure, parse, rankings_of, settled
-from cpt_lab.specs.patched import Choices, Head, Heads, Intervention, Patched, Ranking, Selection, Spectra, TopOf
+from cpt_lab.specs.patched import Choices, Intervention, Patched
+from cpt_lab.specs.protocols import GenerateTask, HarnessTask, PerplexityTask, Protocol, Task
+from cpt_lab.specs.rankings import (
+    WHOLE_LAYER,
+    Head,
+    Heads,
+    Matrices,
+    Matrix,
+    Probe,
+    Ranking,
+    ScoresFile,
+    Selection,
+    Spectra,
+    TopOf,
+    Unit,
+    UnitKind,
+)
 
 __all__ = [
     "SCHEMA",
     "STORED",
+    "WHOLE_LAYER",
     "BpeTokenizer",
     "BuiltinCorpus",
     "Checkpoint",
@@ -44,14 +61,18 @@ __all__ = [
     "HubCorpus",
     "HubTokenizer",
     "Intervention",
+    "Matrices",
+    "Matrix",
     "Mixture",
     "ModelShape",
     "Part",
     "Patched",
     "PerplexityTask",
+    "Probe",
     "Protocol",
     "Ranking",
     "Recipe",
+    "ScoresFile",
     "Selection",
     "Spec",
     "Spectra",
@@ -60,6 +81,8 @@ __all__ = [
     "Tokens",
     "TopOf",
     "TrainedCheckpoint",
+    "Unit",
+    "UnitKind",
     "canonical_json",
     "closure",
     "digest",

@@ -8,8 +8,10 @@ from typing import Any
 from cpt_lab.specs.base import Spec, key
 from cpt_lab.specs.checkpoints import FolderCheckpoint, HubCheckpoint, TrainedCheckpoint
 from cpt_lab.specs.corpora import BpeTokenizer, BuiltinCorpus, FilesCorpus, HubCorpus, HubTokenizer, Tokens
-from cpt_lab.specs.evaluations import Evaluation, Protocol
-from cpt_lab.specs.patched import Head, Patched, Ranking, Spectra
+from cpt_lab.specs.evaluations import Evaluation
+from cpt_lab.specs.patched import Patched
+from cpt_lab.specs.protocols import Protocol
+from cpt_lab.specs.rankings import Ranking, Spectra, Unit
 
 STORED: tuple[type[Spec], ...] = (
     *(BuiltinCorpus, FilesCorpus, HubCorpus, BpeTokenizer, HubTokenizer, Tokens),
@@ -50,7 +52,7 @@ def rankings_of(spec: Spec) -> Iterator[Ranking]:
             yield from change.rankings()
 
 
-def settled(spec: Spec, orders: dict[str, tuple[Head, ...]] | None = None) -> Spec:
+def settled(spec: Spec, orders: dict[str, tuple[Unit, ...]] | None = None) -> Spec:
     """The simplest spec of the same weights: rankings whose order is known (by key) become explicit units, idle changes go.
 
     Points of different criteria that select the same heads become one value, and so one result: all curves share their ends.

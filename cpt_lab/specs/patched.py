@@ -1,109 +1,27 @@
-"""Edits of weights as specs: spectra, rankings of heads, interventions, patched checkpoints."""
+"""Edits of weights as specs: interventions and patched checkpoints."""
 
 from __future__ import annotations
 
-import math
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self
 
 from pydantic import BaseModel, Field, SerializeAsAny, field_validator, model_validator
 
 from cpt_lab.specs.base import Spec, identity
 from cpt_lab.specs.checkpoints import Checkpoint, ModelShape
+from cpt_lab.specs.rankings import Ranking, Unit
 
 if TYPE_CHECKING:
     from cpt_lab.patch import Patch
-
-Head = tuple[int, int]  # (layer, head)
-
-
-class Spectra(Spec):
-    """Spectral measures of a checkpoint, or of its delta to another one, per head and per matrix."""
-
-    FOLDER = "spectra"
-    PRODUCT = "spectra table"
-    kind: Literal["spectra"] = "spectra"
-    checkpoint: Checkpoint
-    against: Checkpoint | None = Field(default=None, description="the base: measures are then those of checkpoint - against")
-    measures: tuple[str, ...] = Field(min_length=1)
-
-    @field_validator("measures")
-    @classmethod
-    def _as_a_set(cls, measures: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(sorted(set(measures)))
-
-    def needs(self) -> tuple[Spec, ...]:
-        return (self.checkpoint,) if self.against is None else (self.checkpoint, self.against)
-
-    def label(self) -> str:
-        return f"{self.checkpoint.label()}-delta" if self.against is not None else self.checkpoint.label()
-
-
-class Ranking(Spec):
-    """An order of the heads: a criterion, its direction and what the criterion looks at (see `orderings.ranking`)."""
-
-    FOLDER = "rankings"
-    PRODUCT = "ranking"
-    kind: Literal["ranking"] = "ranking"
-    criterion: str
-    direction: Literal["ascending", "descending"]
-    shape: ModelShape
-    spectra: tuple[Spectra, ...] = Field(default=(), description="the tables the criterion reads, in the order it names them")
-    roles: tuple[Literal["q", "k", "v", "o"], ...] = ("q", "k", "v", "o")
-    seed: int | None = Field(default=None, description="of a random order; None for every other criterion")
-
-    def needs(self) -> tuple[Spec, ...]:
-        return self.spectra
-
-    def label(self) -> str:
-        seed = "" if self.seed is None else f"-seed{self.seed}"
-        return f"{self.criterion}-{self.direction}{seed}"
-
-
-class Heads(Spec):
-    """An explicit set of heads."""
-
-    kind: Literal["heads"] = "heads"
-    heads: tuple[Head, ...] = ()
-
-    @field_validator("heads")
-    @classmethod
-    def _as_a_set(cls, heads: tuple[Head, ...]) -> tuple[Head, ...]:
-        return tuple(sorted(set(heads)))
-
-    def label(self) -> str:
-        return f"{len(self.heads)}heads"
-
-
-class TopOf(Spec):
-    """The first round(fraction x heads) heads of a ranking."""
-
-    kind: Literal["top_of"] = "top_of"
-    ranking: Ranking
-    fraction: float = Field(ge=0, le=1)
-
-    def needs(self) -> tuple[Spec, ...]:
-        return (self.ranking,)
-
-    @property
-    def count(self) -> int:
-        """round(f x number of heads), halves up (P eq. 16 does not say: Python would round halves to even)."""
-        return math.floor(self.fraction * self.ranking.shape.total_heads + 0.5)
-
-    def label(self) -> str:
-        return f"{self.ranking.label()}-{self.fraction:g}"
-
-
-Selection = Annotated[Heads | TopOf, Field(discriminator="kind")]
 
 
 class Choices(Protocol):
     """What the configuration of an intervention may refer to."""
 
-    def checkpoint(self, name: Literal["base", "tuned", "reference"]) -> Checkpoint:
-        """One of the study's checkpoints."""
+    def checkpoint(self, name: str) -> Checkpoint:
+        """One of the study's checkpoints: base, tuned, reference, or one of the configuration's `others`."""
 
     def ranking(self, direction: str) -> Ranking:
-        """The chosen criterion's order of the heads."""
+        """The chosen criterion's order of the units."""
 
 
 class Intervention(Spec):
@@ -121,7 +39,7 @@ class Intervention(Spec):
         """The same change in its simplest form: explicit units where no ranking is needed to know them, None if it changes nothing."""
         return self
 
-    def with_ranking(self, order: tuple[Head, ...]) -> Intervention:
+    def with_ranking(self, order: tuple[Unit, ...]) -> Intervention:
         """The same change with its ranking replaced by the units that this order selects."""
         raise NotImplementedError(f"{self.kind} has no ranking")
 

@@ -1,16 +1,19 @@
 """Spectral measures as pure functions of singular values, float64, batched over all leading dimensions.
 
 A matrix has m rows and n columns with m >= n (transposed if need be) and singular values s_1 >= ... >= s_n; `values` has them last.
-The zero matrix has norms, ranks and entropy 0.
+The zero matrix has norms, ranks and entropy 0, and no power law (nan).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
+
+from cpt_lab.spectra import fits
 
 SMALLEST_GRAM_SHARE = 1e-5  # s_n / s_1 below which the Gram matrix has lost digits: relative errors reach 1e-6 there
 
@@ -23,6 +26,17 @@ class Spectrum:
     rows: int  # m, the long side
     columns: int  # n, the short side
     eps: float  # machine epsilon of the dtype that the matrix is stored in
+
+    @cached_property
+    def power_law(self) -> fits.PowerLaw:
+        """The fit of the eigenvalues s_i^2 / m of the correlation matrix W^T W / m (P A.4) that are more than rounding.
+
+        Rounding a matrix to eps adds noise with singular values up to about eps times the root mean square of its own: what is smaller is
+        left out. (The tolerance of `hard_rank` would leave out every value of a bf16 matrix with more than 128 rows.)
+        """
+        mean_square = self.values.square().mean(-1, keepdim=True)
+        rounding = torch.maximum(self.eps * mean_square.sqrt(), self.rows * torch.finfo(torch.float64).eps * self.values[..., :1])
+        return fits.power_law((self.values.square() / self.rows).masked_fill(self.values <= rounding, 0.0))
 
 
 def spectrum(matrices: Tensor, stored: torch.dtype) -> Spectrum:
@@ -86,6 +100,11 @@ MEASURES: dict[str, Measure] = {
     "effective_rank": lambda spectrum: effective_rank(spectrum.values),
     "spectral_entropy": lambda spectrum: spectral_entropy(spectrum.values),
     "hard_rank": lambda spectrum: hard_rank(spectrum.values, spectrum.rows * spectrum.eps),
+    "pl_alpha": lambda spectrum: spectrum.power_law.alpha,
+    "pl_ks": lambda spectrum: spectrum.power_law.ks,
+    "pl_xmin": lambda spectrum: spectrum.power_law.x_min,
+    "pl_tail": lambda spectrum: spectrum.power_law.tail,
+    "pl_stderr": lambda spectrum: spectrum.power_law.stderr,
 }
 
 

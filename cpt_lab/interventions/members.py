@@ -1,0 +1,71 @@
+"""The checkpoints that a merge takes its weights from, and how much of each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+from pydantic import Field
+
+from cpt_lab.specs import Checkpoint, Choices, Intervention, Spec
+from cpt_lab.tensor_edits import SELF
+
+
+class Member(Spec):
+    """One checkpoint of a merge; without a checkpoint it is the one that is being patched."""
+
+    NOT_IDENTITY = frozenset({"name"})
+    kind: Literal["member"] = "member"
+    name: str
+    checkpoint: Checkpoint | None = None
+    weight: float
+
+    @property
+    def source(self) -> str:
+        """The name that patches use."""
+        return self.name if self.checkpoint is not None else SELF
+
+
+class OfDeltas(Intervention):
+    """A change made of the deltas of several checkpoints to one base."""
+
+    base: Checkpoint
+    members: tuple[Member, ...] = Field(min_length=1)
+
+    def needs(self) -> tuple[Spec, ...]:
+        return tuple(self.sources().values())
+
+    def sources(self) -> dict[str, Checkpoint]:
+        return {"base": self.base, **sources(self.members)}
+
+
+def members(weights: Mapping[str, float], choices: Choices) -> tuple[Member, ...]:
+    """A member per name, "tuned" for the checkpoint that is patched, in the order of the names: one set, one key."""
+    return tuple(
+        Member(name=name, checkpoint=None if name == "tuned" else whole_checkpoint(name, choices), weight=weights[name])
+        for name in sorted(weights, key=lambda name: (name != "tuned", name))
+    )
+
+
+def whole_checkpoint(name: str, choices: Choices) -> Checkpoint:
+    """The checkpoint of this name; ValueError if only one of it and tuned has an output matrix beside the embedding."""
+    tuned, found = choices.checkpoint("tuned"), choices.checkpoint(name)
+    if tuned.shape.tied_embeddings != found.shape.tied_embeddings:
+        free, tied = (name, "tuned") if tuned.shape.tied_embeddings else ("tuned", name)
+        raise ValueError(f"{free} has an output matrix and in {tied} it is the embedding: give checkpoints that are alike in this")
+    return found
+
+
+def sources(parts: tuple[Member, ...]) -> dict[str, Checkpoint]:
+    """The checkpoints of a merge by the names that its patch uses."""
+    return {part.source: part.checkpoint for part in parts if part.checkpoint is not None}
+
+
+def only_self(parts: tuple[Member, ...]) -> bool:
+    """Whether the merge is the whole of the patched checkpoint and of no other."""
+    return [(part.checkpoint, part.weight) for part in parts] == [(None, 1)]
+
+
+def terms(parts: tuple[Member, ...]) -> tuple[tuple[str, float], ...]:
+    """(source, weight) of every member."""
+    return tuple((part.source, part.weight) for part in parts)

@@ -1,0 +1,177 @@
+"""Orders of a model's units as specs: the tables and evaluations that a criterion reads, rankings, and what is taken from them."""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator
+
+from cpt_lab.families import Role
+from cpt_lab.specs.base import Spec
+from cpt_lab.specs.checkpoints import Checkpoint, ModelShape
+from cpt_lab.specs.protocols import Protocol
+
+Head = tuple[int, int]  # (layer, head)
+Matrix = tuple[int, Role]  # (layer, role)
+Unit = tuple[int, int | str]  # (layer, head), (layer, role), or (layer, WHOLE_LAYER)
+UnitKind = Literal["head", "matrix", "layer"]
+WHOLE_LAYER = "all"
+
+
+class Spectra(Spec):
+    """Spectral measures per head and per matrix: of a checkpoint, of its delta to another one, or of how the two agree.
+
+    A measure's name says what it is of (see `cpt_lab/spectra`): agreements compare the two, all others are of the weights, or of the delta.
+    """
+
+    FOLDER = "spectra"
+    PRODUCT = "spectra table"
+    kind: Literal["spectra"] = "spectra"
+    checkpoint: Checkpoint
+    against: Checkpoint | None = Field(default=None, description="the base; measures are then of checkpoint - against, or of the pair")
+    measures: tuple[str, ...] = Field(min_length=1)
+    blocks: Literal["all", "heads"] = Field(default="all", description="heads: without the whole matrices, which cost by far the most")
+
+    @field_validator("measures")
+    @classmethod
+    def _as_a_set(cls, measures: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(sorted(set(measures)))
+
+    def needs(self) -> tuple[Spec, ...]:
+        return (self.checkpoint,) if self.against is None else (self.checkpoint, self.against)
+
+    def label(self) -> str:
+        return f"{self.checkpoint.label()}-delta" if self.against is not None else self.checkpoint.label()
+
+
+class Probe(Spec):
+    """What a greedy ranking measures every unit by: the score of the tuned checkpoint with that unit alone rewound to the base."""
+
+    kind: Literal["probe"] = "probe"
+    tuned: Checkpoint
+    base: Checkpoint
+    protocol: Protocol
+    metric: str | None = Field(default=None, description="`<task>/<metric>`; None: the protocol's primary one")
+    kv: Literal["when_group_complete", "with_first", "never"] = "when_group_complete"
+
+
+class ScoresFile(Spec):
+    """Scores, or an order, that somebody else made."""
+
+    NOT_IDENTITY = frozenset({"path"})
+    kind: Literal["scores_file"] = "scores_file"
+    path: str
+    contents_digest: str
+
+
+class Ranking(Spec):
+    """An order of the units: a criterion, its direction and what the criterion looks at (see `orderings.ranking`)."""
+
+    FOLDER = "rankings"
+    PRODUCT = "ranking"
+    kind: Literal["ranking"] = "ranking"
+    criterion: str
+    direction: Literal["ascending", "descending"]
+    shape: ModelShape
+    unit: UnitKind = "head"
+    roles: tuple[Role, ...] = ("q", "k", "v", "o")
+    seed: int | None = Field(default=None, description="of a random order; None for every other criterion")
+    column: str | None = Field(default=None, description="the spectral measure, for a criterion that is one of any name")
+    spectra: tuple[Spectra, ...] = Field(default=(), description="the tables the criterion reads, in the order it names them")
+    probe: Probe | None = Field(default=None, description="of a greedy order")
+    file: ScoresFile | None = Field(default=None, description="of an order that comes from a file")
+
+    def needs(self) -> tuple[Spec, ...]:
+        """The tables; for a greedy order the evaluation of the tuned checkpoint and one for every unit, in the order of `units`."""
+        if self.probe is None:
+            return self.spectra
+        return _single_rewinds(self.probe, tuple(self.selected((unit,)) for unit in self.units))
+
+    @property
+    def parts(self) -> tuple[int | str, ...]:
+        """What a layer consists of: its heads, its matrices by role, or itself."""
+        parts: dict[str, tuple[int | str, ...]] = {"head": tuple(range(self.shape.num_heads)), "matrix": self.roles}
+        return parts.get(self.unit, (WHOLE_LAYER,))
+
+    @property
+    def units(self) -> tuple[Unit, ...]:
+        """All units, layer by layer."""
+        return tuple((layer, part) for layer in range(self.shape.num_layers) for part in self.parts)
+
+    def selected(self, units: tuple[Unit, ...]) -> Heads | Matrices:
+        """These units as explicit heads or matrices; a layer is all its heads."""
+        if self.unit == "matrix":
+            return Matrices.model_validate({"matrices": units})
+        heads = range(self.shape.num_heads)
+        return Heads(heads=tuple((layer, head) for layer, part in units for head in (heads if part == WHOLE_LAYER else (int(part),))))
+
+    def label(self) -> str:
+        plural = {"head": "", "matrix": "matrices", "layer": "layers"}
+        words = [self.criterion, self.column or "", plural[self.unit], self.direction]
+        return "-".join([*filter(None, words), *([] if self.seed is None else [f"seed{self.seed}"])])
+
+
+class Heads(Spec):
+    """An explicit set of heads."""
+
+    kind: Literal["heads"] = "heads"
+    heads: tuple[Head, ...] = ()
+
+    @field_validator("heads")
+    @classmethod
+    def _as_a_set(cls, heads: tuple[Head, ...]) -> tuple[Head, ...]:
+        return tuple(sorted(set(heads)))
+
+    def label(self) -> str:
+        return f"{len(self.heads)}heads"
+
+
+class Matrices(Spec):
+    """An explicit set of matrices, with the biases and norms of their roles."""
+
+    kind: Literal["matrices"] = "matrices"
+    matrices: tuple[Matrix, ...] = ()
+
+    @field_validator("matrices")
+    @classmethod
+    def _as_a_set(cls, matrices: tuple[Matrix, ...]) -> tuple[Matrix, ...]:
+        return tuple(sorted(set(matrices)))
+
+    def label(self) -> str:
+        return f"{len(self.matrices)}matrices"
+
+
+class TopOf(Spec):
+    """The first round(fraction x units) units of a ranking."""
+
+    kind: Literal["top_of"] = "top_of"
+    ranking: Ranking
+    fraction: float = Field(ge=0, le=1)
+
+    def needs(self) -> tuple[Spec, ...]:
+        return (self.ranking,)
+
+    @property
+    def count(self) -> int:
+        """round(f x number of units), halves up (P eq. 16 does not say: Python would round halves to even)."""
+        return math.floor(self.fraction * len(self.ranking.units) + 0.5)
+
+    def label(self) -> str:
+        return f"{self.ranking.label()}-{self.fraction:g}"
+
+
+Selection = Annotated[Heads | Matrices | TopOf, Field(discriminator="kind")]
+
+
+@lru_cache(maxsize=4)  # a thousand specs, asked for at every look at what a greedy ranking waits for
+def _single_rewinds(probe: Probe, selections: tuple[Heads | Matrices, ...]) -> tuple[Spec, ...]:
+    """The evaluation of the tuned checkpoint, then of each of these selections rewound alone."""
+    from cpt_lab.interventions.rewind import Rewind  # they build on this package
+    from cpt_lab.specs.evaluations import Evaluation
+    from cpt_lab.specs.patched import Patched
+
+    changes = (Rewind(base=probe.base, select=selection, kv=probe.kv) for selection in selections)
+    rewound = (Patched(tuned=probe.tuned, interventions=(change,)) for change in changes)
+    return tuple(Evaluation(checkpoint=checkpoint, protocol=probe.protocol) for checkpoint in (probe.tuned, *rewound))

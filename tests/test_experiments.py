@@ -1,0 +1,292 @@
+"""The files of conf say what the papers say: mixtures, models, and what every experiment compares."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from command_line import here
+from compositions import CONF, EXPERIMENTS, composed, points
+from cpt_lab import config
+from cpt_lab.architecture import shape_from_config
+from cpt_lab.interventions.prune_layers import PruneLayers
+from cpt_lab.interventions.scale_transplant import ScaleTransplant
+from cpt_lab.interventions.soup import Soup
+from cpt_lab.interventions.truncate import Truncate
+from cpt_lab.specs import Checkpoint, Evaluation, HubCheckpoint, Intervention, ModelShape, Patched, TrainedCheckpoint, identity, key
+from cpt_lab.study import Point
+from factory import tiny_config
+
+BILLION = 10**9
+SOURCES = ("dolmino_math", "dclm", "flan", "stackexchange", "starcoder")
+# P table 2, in billions of tokens; True where it has a star
+TABLE_2: dict[str, tuple[tuple[float, bool] | None, ...]] = {
+    "4bdm_10b": ((4, False), (6, False), None, None, None),
+    "8bdm_10b": ((8, False), (2, False), None, None, None),
+    "math_10b": ((10, False), None, None, None, None),
+    "text_10b": (None, (10, False), None, None, None),
+    "8bdm_20b": ((8, False), (12, False), None, None, None),
+    "16bdm_20b": ((16, False), (4, False), None, None, None),
+    "math_20b": ((20, True), None, None, None, None),
+    "text_20b": (None, (20, False), None, None, None),
+    "inst_20b": (None, None, (10, True), (10, True), None),
+    "10binst_10bdm_20b": ((10, False), None, (10, True), None, None),
+    "code_20b": (None, None, None, None, (20, True)),
+    "20bdm_50b": ((20, True), (30, True), None, None, None),
+    "40bdm_50b": ((40, True), (10, False), None, None, None),
+    "math_50b": ((50, True), None, None, None, None),
+    "text_50b": (None, (41.5, False), (8.5, False), None, None),
+}
+UNSTARRED_BUT_TOO_MUCH = {("16bdm_20b", "dolmino_math")}  # 16B of a corpus of 10.7B
+AVAILABLE = {"dolmino_math": 10_700_000_000, "dclm": 752_000_000_000, "flan": 17_000_000_000}  # P table 1
+# The numbers of weights that the releases state: an independent check of all sizes together.
+WEIGHTS = {
+    **{"olmo2_1b": 1_484_916_736, "olmo2_7b": 7_298_617_344, "olmo2_13b": 13_716_198_400, "olmo2_32b": 32_234_279_936},
+    **{"qwen25_math_1_5b": 1_543_714_304, "qwen25_math_1_5b_instruct": 1_543_714_304, "r1_distill_qwen_1_5b": 1_777_088_000},
+    **{"qwen25_math_7b": 7_615_616_512, "qwen25_math_7b_instruct": 7_615_616_512, "r1_distill_qwen_7b": 7_615_616_512},
+    **{"llama31_8b": 8_030_261_248, "llama31_8b_instruct": 8_030_261_248, "r1_distill_llama_8b": 8_030_261_248},
+    **{"qwen25_14b": 14_770_033_664, "qwen25_14b_instruct": 14_770_033_664, "r1_distill_qwen_14b": 14_770_033_664},
+    **{"gpt2_small": 124_439_808, "gpt2_medium": 354_823_168, "gpt2_large": 774_030_080},
+    **{"pythia_160m": 162_322_944, "pythia_410m": 405_334_016, "pythia_1b": 1_011_781_632},
+}
+# T table 9: base -> its instruction-tuned and its reasoning version; T table 4: alpha' of W_O in the latter
+POST_TRAINED = {
+    "qwen25_math_1_5b": ("Qwen/Qwen2.5-Math-1.5B", "Qwen/Qwen2.5-Math-1.5B-Instruct", "deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B"),
+    "qwen25_math_7b": ("Qwen/Qwen2.5-Math-7B", "Qwen/Qwen2.5-Math-7B-Instruct", "deepseek-ai/DeepSeek-R1-Distill-Qwen-7B"),
+    "llama31_8b": ("meta-llama/Llama-3.1-8B", "meta-llama/Llama-3.1-8B-Instruct", "deepseek-ai/DeepSeek-R1-Distill-Llama-8B"),
+    "qwen25_14b": ("Qwen/Qwen2.5-14B", "Qwen/Qwen2.5-14B-Instruct", "deepseek-ai/DeepSeek-R1-Distill-Qwen-14B"),
+}
+PRUNED = {"gpt2_small": 12, "gpt2_medium": 24, "gpt2_large": 36, "pythia_160m": 12, "pythia_410m": 24, "pythia_1b": 16}
+PAIRS = ("math_inst", "math_text", "inst_text", "inst_code", "math_code")
+BATCHES = {"1b": 512, "7b": 1024, "13b": 2048, "32b": 2048}
+EXPECTED = {
+    *(f"rewind_{name}" for name in ("1b", "7b", "13b", "32b", "1b_20b", "7b_inst")),
+    *(f"truncate_{name}" for name in ("1b", "7b", "13b", "7b_inst")),
+    *(f"soup_{pair}_{size}" for pair in PAIRS for size in ("1b", "7b")),
+    "transplant_1b",
+    *(f"{kind}_{model}" for kind in ("scale_transplant", "rotate") for model in POST_TRAINED),
+    *(f"prune_{model}" for model in PRUNED),
+}
+
+
+# ------------------------------------------------------------------------------------------------------------ mixtures
+
+
+@pytest.mark.parametrize("name", TABLE_2)
+def test_a_mixture_has_the_budgets_and_the_stars_of_the_paper(name: str) -> None:
+    mixture = mixture_of(name)
+    row = {source: cell for source, cell in zip(SOURCES, TABLE_2[name], strict=True) if cell is not None}
+    assert {part.corpus: part.tokens for part in mixture.parts} == {source: int(cell[0] * BILLION) for source, cell in row.items()}
+    stars = {source for source, cell in row.items() if cell[1] or (name, source) in UNSTARRED_BUT_TOO_MUCH}
+    assert {part.corpus for part in mixture.parts if part.oversample} == stars
+    total = sum(part.tokens for part in mixture.parts)
+    assert name.endswith(f"_{total // BILLION}b")
+
+
+@pytest.mark.parametrize("budget", [20, 100, 200, 400])
+def test_pretraining_repeats_a_sample_of_100b_tokens_beyond_its_size(budget: int) -> None:
+    (part,) = mixture_of(f"dclm_{budget}b").parts
+    assert (part.corpus, part.tokens, part.oversample) == ("dclm_sample", budget * BILLION, budget > 100)
+    assert corpus("dclm_sample")["available_tokens"] == 100 * BILLION
+
+
+def test_a_corpus_has_as_many_tokens_as_the_paper_says() -> None:
+    assert {name: corpus(name)["available_tokens"] for name in AVAILABLE} == AVAILABLE
+
+
+@pytest.mark.parametrize("name", [*TABLE_2, "dclm_20b", "dclm_100b", "dclm_200b", "dclm_400b"])
+def test_no_mixture_of_the_paper_asks_for_more_than_its_corpora_may_give(name: str) -> None:
+    (point,) = points("model=olmo2_1b", "base.from=hub", "training=cpt", "target=train", f"mixture={name}")
+    assert isinstance(point.spec, TrainedCheckpoint)
+    assert point.spec.mixture.name == name
+
+
+# -------------------------------------------------------------------------------------------------------------- models
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", WEIGHTS)
+def test_a_model_of_the_sizes_in_its_file_has_as_many_weights_as_the_released_one(model: str) -> None:
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        made = AutoModelForCausalLM.from_config(tiny_config(shape_of(model)))
+    assert sum(parameter.numel() for parameter in made.parameters()) == WEIGHTS[model]
+
+
+@pytest.mark.parametrize("model", WEIGHTS)
+def test_the_sizes_in_a_file_are_those_read_back_from_a_configuration_made_of_them(model: str) -> None:
+    shape = shape_of(model)
+    assert identity(shape_from_config(tiny_config(shape).to_dict())) == identity(shape)
+
+
+def test_every_model_but_the_tiny_one_is_a_released_one() -> None:
+    assert {path.stem for path in (CONF / "model").glob("*.yaml")} == {"olmo2_tiny", *WEIGHTS}
+
+
+@pytest.mark.parametrize("model", POST_TRAINED)
+def test_a_tokenizer_is_that_of_its_own_model_wherever_the_file_is_put(model: str) -> None:
+    (data,) = composed("+experiment=scale_transplant_" + model, "model@tuned.model=" + model, "intervention=none")
+    parsed = config.parse(data)
+    assert parsed.tuned.model is not None
+    assert parsed.tuned.model.hub is not None
+    assert parsed.tuned.model.tokenizer["id"] == parsed.tuned.model.hub.id == POST_TRAINED[model][0]
+
+
+def test_post_training_may_change_the_context_and_untie_the_embeddings_but_no_matrix(tmp_path: Any) -> None:
+    base, tuned = shape_of("qwen25_math_1_5b"), shape_of("r1_distill_qwen_1_5b")
+    changed = {name for name, value in identity(base).items() if identity(tuned)[name] != value}
+    assert changed == {"context", "tied_embeddings"}
+    words = ("plan", "+experiment=scale_transplant_qwen25_math_1_5b", f"results={tmp_path}")
+    assert here(*words, "model@tuned.model=r1_distill_qwen_1_5b").code == 0
+    said = here(*words, "model@tuned.model=qwen25_math_7b_instruct").refusal
+    assert "hidden_size is 3584 in tuned and 1536 in base" in said
+
+
+# --------------------------------------------------------------------------------------------------------- experiments
+
+
+def test_every_experiment_of_the_papers_is_there() -> None:
+    assert set(EXPERIMENTS) >= EXPECTED
+
+
+@pytest.mark.parametrize("experiment", sorted(EXPECTED))
+def test_an_experiment_is_named_after_its_file_and_asks_one_question(experiment: str) -> None:
+    parsed = config.parse(points(f"+experiment={experiment}")[0].config)
+    assert parsed.study == experiment
+    assert parsed.question.endswith("?")
+
+
+@pytest.mark.parametrize("experiment", sorted(name for name in EXPECTED if name.startswith(("rewind", "truncate", "soup", "transplant"))))
+def test_continual_pretraining_starts_from_the_release_with_the_batch_of_its_size(experiment: str) -> None:
+    size = next(part for part in experiment.split("_") if part in BATCHES)
+    for point in points(f"+experiment={experiment}"):
+        tuned = loaded(point)
+        assert isinstance(tuned, TrainedCheckpoint)
+        assert tuned.recipe.batch_sequences == BATCHES[size]
+        assert tuned.shape.name == f"olmo2_{size}"
+        if experiment == "rewind_1b_20b":
+            assert isinstance(tuned.start, TrainedCheckpoint)
+            assert tuned.start.mixture.tokens == 20 * BILLION
+            assert (tuned.start.recipe.lr, tuned.start.recipe.batch_sequences) == (4e-4, 512)
+        else:
+            assert isinstance(tuned.start, HubCheckpoint)
+
+
+@pytest.mark.parametrize("size", ["1b", "7b"])
+@pytest.mark.parametrize("pair", PAIRS)
+def test_a_soup_goes_from_its_first_domain_to_its_second_in_steps_of_a_tenth(pair: str, size: str) -> None:
+    made = points(f"+experiment=soup_{pair}_{size}")
+    changes = [(point, soup) for point in made if isinstance(soup := change(point), Soup)]
+    shares = [tuple(part.weight for part in soup.members) for _, soup in changes]
+    assert shares == [(pytest.approx(1 - step / 10), pytest.approx(step / 10)) for step in range(11)]
+    first, second = (f"{domain}_20b" for domain in pair.split("_"))
+    for point, soup in changes:
+        own, other = loaded(point), soup.members[1].checkpoint
+        assert isinstance(own, TrainedCheckpoint)
+        assert isinstance(other, TrainedCheckpoint)
+        assert (own.mixture.name, other.mixture.name, other.start) == (first, second, own.start)
+
+
+@pytest.mark.parametrize("size", ["1b", "7b"])
+def test_soups_of_math_stand_beside_training_on_the_mixture(size: str) -> None:
+    beside = {
+        pair: [str(point.varies["mixture"]) for point in points(f"+experiment=soup_{pair}_{size}") if change(point) is None]
+        for pair in ("math_inst", "math_text")
+    }
+    assert beside == {"math_inst": ["10binst_10bdm_20b"], "math_text": ["16bdm_20b", "8bdm_20b"]}
+
+
+@pytest.mark.parametrize("experiment", sorted(name for name in EXPECTED if name.startswith("truncate")))
+def test_a_truncation_goes_from_nothing_to_everything(experiment: str) -> None:
+    changes = [change(point) for point in points(f"+experiment={experiment}")]
+    assert [one.percent for one in changes if isinstance(one, Truncate)] == list(range(0, 101, 10))
+
+
+@pytest.mark.parametrize("model", POST_TRAINED)
+def test_scaled_transplants_take_the_models_and_the_factors_of_the_paper(model: str) -> None:
+    made = points(f"+experiment=scale_transplant_{model}")
+    base, instruct, reasoning = POST_TRAINED[model]
+    assert [hub_id(loaded(point)) for point in made] == [instruct, instruct, reasoning, reasoning]
+    _, of_instruct, _, of_reasoning = (change(point) for point in made)
+    assert isinstance(of_instruct, ScaleTransplant)
+    assert isinstance(of_reasoning, ScaleTransplant)
+    assert hub_id(of_instruct.base) == hub_id(of_reasoning.base) == base
+    assert len(set(of_instruct.alpha or ())) == 1
+    factors = dict(zip(of_reasoning.roles, of_reasoning.alpha or (), strict=True))
+    assert factors == {**dict.fromkeys(("q", "k", "v", "gate", "up", "down"), 1.0), "o": 1.4}
+
+
+@pytest.mark.parametrize("model", POST_TRAINED)
+def test_rotations_are_undone_and_restored_on_both_sides_of_both_parts_of_both_models(model: str) -> None:
+    made = points(f"+experiment=rotate_{model}")
+    rows = {tuple(point.varies[name] for name in ("intervention", "side", "part")) for point in made if point.varies["side"] is not None}
+    assert rows == {
+        (kind, side, part) for kind in ("rotate_ablate", "rotate_restore") for side in ("out", "in") for part in ("attention", "mlp")
+    }
+    assert len(made) == 2 * (1 + len(rows)) + 1
+    (by_the_other,) = (point for point in made if point.varies["source"] is not None)
+    _, instruct, reasoning = POST_TRAINED[model]
+    restored = change(by_the_other)
+    assert restored is not None
+    assert [hub_id(source) for source in restored.sources().values()] == [instruct]
+    assert hub_id(loaded(by_the_other)) == reasoning
+
+
+@pytest.mark.parametrize("model", PRUNED)
+def test_pruning_compares_ways_to_choose_up_to_a_third_of_the_layers(model: str) -> None:
+    made = points(f"+experiment=prune_{model}")
+    assert loaded(made[0]).shape.num_layers == PRUNED[model]
+    assert all(isinstance(loaded(point), HubCheckpoint) for point in made)
+    changes = [one for point in made if isinstance(one := change(point), PruneLayers)]
+    assert len(changes) == len(made) - 1
+    counts = {int(str(point.varies["count"])) for point in made if point.varies["count"] is not None}
+    assert (min(counts), max(counts)) == (1, PRUNED[model] // 3)
+    assert {point.varies["by"] for point in made} == {None, "last_n", "random", "ranking"}
+    (ranking,) = {ranking.criterion for one in changes for ranking in one.rankings()}
+    assert ranking == "pl_alpha"
+
+
+def test_points_that_experiments_share_have_one_key() -> None:
+    """Soups, rewinds and truncations of one size stand on the same CPT runs."""
+    names = ("rewind_1b", "truncate_1b", "soup_math_inst_1b", "transplant_1b")
+    assert len({key(loaded(points(f"+experiment={name}")[0])) for name in names}) == 1
+
+
+# ------------------------------------------------------------------------------------------------------------- helpers
+
+
+def mixture_of(name: str) -> config.MixtureConfig:
+    return config.MixtureConfig.model_validate(yaml.safe_load((CONF / "mixture" / f"{name}.yaml").read_text()))
+
+
+def corpus(name: str) -> dict[str, Any]:
+    data: dict[str, Any] = yaml.safe_load((CONF / "corpus" / f"{name}.yaml").read_text())
+    return data
+
+
+def shape_of(model: str) -> ModelShape:
+    data = yaml.safe_load((CONF / "model" / f"{model}.yaml").read_text())
+    return ModelShape(name=model, **data["shape"])
+
+
+def loaded(point: Point) -> Checkpoint:
+    assert isinstance(point.spec, Evaluation)
+    return point.spec.loaded
+
+
+def change(point: Point) -> Intervention | None:
+    assert isinstance(point.spec, Evaluation)
+    checkpoint = point.spec.checkpoint
+    if not isinstance(checkpoint, Patched):
+        return None
+    (one,) = checkpoint.interventions
+    return one
+
+
+def hub_id(checkpoint: Checkpoint) -> str:
+    assert isinstance(checkpoint, HubCheckpoint)
+    return checkpoint.id
