@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 COLOURS = {"diverging": ("RdBu_r", "RdBu"), "sequential": ("viridis", "Viridis")}  # matplotlib's and plotly's names
 CELL = 0.27  # inches
 LARGEST = (7.0, 9.0)  # inches of a panel, width and height
-MARGIN = {"left": 0.8, "right": 1.3, "above": 0.9, "below": 0.75}
+MARGIN = {"left": 0.8, "right": 1.3, "above": 0.55, "below": 0.75}
 TITLE_WIDTH = 12  # characters per inch
 PARTS = {"head": "head", "matrix": "role", "layer": ""}
 
@@ -132,7 +132,7 @@ def _ticks(ranking: Ranking) -> tuple[list[int], list[str]]:
 
 
 def _heading(ranking: Ranking) -> str:
-    return f"{_words(ranking)} of every {ranking.unit} of {ranking.shape.name}"
+    return f"{_words(ranking)}, every {ranking.unit} of {ranking.shape.name}"
 
 
 def _words(ranking: Ranking) -> str:

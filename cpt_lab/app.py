@@ -25,14 +25,13 @@ NO_PLACE = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, err
 HELP = """\
 python -m cpt_lab [VERB] [+experiment=NAME] [KEY=VALUE ...]     (cpt-lab is the same)
 
-  run        (no verb) compose the points, build what is missing, draw the figures
-  plan       what would be done, why, in which packs; needs no GPU, no network, no torch
-  status     points by state, with the reasons of failures:  status STUDY, or status +experiment=NAME
-  compare    points side by side with paired standard errors: compare STUDY [WORD ...], points whose name has all the words,
-             or compare STUDY "NAME" "NAME" ...
-  materialize
-             write the weights of one point as a checkpoint folder of its own: materialize +experiment=NAME KEY=VALUE ... out=FOLDER
-  track      track sync [STUDY ...]: bring MLflow up to the store
+  run          (no verb) compose the points, build what is missing, draw the figures
+  plan         what would be done, why, in which packs; needs no GPU, no network, no torch
+  status       points by state, with the reasons of failures:  status STUDY, or status +experiment=NAME
+  materialize  the weights of one point as a checkpoint folder of your own: materialize +experiment=NAME KEY=VALUE ... out=FOLDER
+  compare      points side by side with paired standard errors: compare STUDY [WORD ...], points whose name has all the words,
+               or compare STUDY "NAME" "NAME" ...
+  track        track sync [STUDY ...]: bring MLflow up to the store
 
   --config-dir DIR    keep experiments of your own in DIR/experiment
   --cfg job           print the composed configuration

@@ -171,5 +171,5 @@ def _use(made: Checkpoint | Patched) -> str:
         "## Use\n\n```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
         'model = AutoModelForCausalLM.from_pretrained("FOLDER")\ntokenizer = AutoTokenizer.from_pretrained("FOLDER")\n```\n\n'
         "```\nlm_eval run --model hf --model_args pretrained=FOLDER --tasks gsm8k\n```\n\n"
-        f"Its context is {made.shape.context} tokens. The context, the tokenizer and all settings are those of the checkpoint that was changed."
+        f"Its context of {made.shape.context} tokens, its tokenizer and its settings are those of the checkpoint that was changed."
     )

@@ -44,7 +44,7 @@ def test_both_directions_of_a_criterion_share_one_map_as_picture_and_page(tmp_pa
     assert files[0].read_bytes().startswith(PNG)
     page = files[1].read_text()
     assert "Where are they?" in page
-    assert "random (seed 0) of every head of tiny" in page
+    assert "random (seed 0), every head of tiny" in page
 
 
 def test_a_cell_is_a_head_of_a_layer_with_layers_upwards(tmp_path: Path) -> None:

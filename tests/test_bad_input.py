@@ -157,7 +157,10 @@ def test_a_value_that_makes_no_sense_is_refused_with_what_is_allowed(tmp_path: P
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (("pla", "+experiment=rewind_1b"), "unknown verb 'pla' (did you mean plan?); there are compare, materialize, plan, run, status, track"),
+        (
+            ("pla", "+experiment=rewind_1b"),
+            "unknown verb 'pla' (did you mean plan?); there are compare, materialize, plan, run, status, track",
+        ),
         (("status", "nobody"), "no study 'nobody' in"),
         (("compare", "nobody"), "no study 'nobody' in"),
         (("track", "sink"), "the one thing to do is `track sync [STUDY ...]`"),

@@ -87,7 +87,8 @@ def failing(error: BaseException) -> Any:
 
 def test_every_stored_kind_has_a_builder_a_stage_a_folder_and_a_name_for_people() -> None:
     assert set(BUILDERS) == set(plan.STAGE_OF) == set(STORED)
-    assert {plan.stage_of(spec) for spec in (*ONE_OF_EACH, PRETRAINED)} == set(plan.STAGES)
+    stages = {plan.stage_of(spec) for spec in (*ONE_OF_EACH, PRETRAINED)}
+    assert stages == set(plan.STAGES) - {"probe"}  # evaluations that rankings wait for
     assert all(kind.FOLDER and kind.PRODUCT for kind in STORED)
 
 

@@ -35,13 +35,13 @@ def test_a_folder_must_be_given(tmp_path: Path) -> None:
 
 
 def test_a_sweep_is_refused_with_the_names_of_its_points_and_a_way_to_choose_one(tmp_path: Path) -> None:
-    said = here("materialize", "+experiment=rewind_1b", f"results={tmp_path / 'results'}", f"out={tmp_path / 'out'}").refusal
-    assert "of one point and these are 238: " in said
+    said = here("materialize", "+experiment=quickstart", f"results={tmp_path / 'results'}", f"out={tmp_path / 'out'}").refusal
+    assert "of one point and these are 49: " in said
     assert "'fraction=0 scaled_norm_diff ascending'" in said
     assert " more; choose one by saying all that varies, as the first is " in said
     chosen = said.partition("as the first is ")[2].split()
-    answer = here("plan", "+experiment=rewind_1b", *chosen, f"results={tmp_path / 'results'}")
-    assert answer.out.startswith("study rewind_1b: 1 points")
+    answer = here("plan", "+experiment=quickstart", *chosen, f"results={tmp_path / 'results'}")
+    assert answer.out.startswith("study quickstart: 1 points")
     assert not (tmp_path / "out").exists()
 
 

@@ -254,7 +254,7 @@ def test_the_names_of_checkpoints_are_no_part_of_a_soup(choose: Callable[..., An
         Soup.SETTINGS.model_validate({"with": "base", "weights": {"instructed": 0.5, "tuned": 0.5}, "roles": None, "allow_any_sum": False}),
         again,
     )
-    assert key(soup).split("-")[-1] == key(other).split("-")[-1]
+    assert key(soup) == key(other)
 
 
 # ----------------------------------------------------------------------------------------- task arithmetic, DARE, TIES
@@ -372,6 +372,7 @@ def change_of(*words: str) -> Any:
 def test_a_soup_is_with_the_reference_unless_told_otherwise() -> None:
     soup = change_of("intervention=soup", "intervention.weight=0.4")
     assert [(part.name, part.weight) for part in soup.members] == [("tuned", 0.6), ("reference", 0.4)]
+    assert soup.label() == "soup-0.6tuned-0.4cpt-text-" + soup.label().rpartition("-")[2]
     assert isinstance(soup.sources()["reference"], TrainedCheckpoint)
 
 

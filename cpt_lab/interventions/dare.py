@@ -48,4 +48,4 @@ class Dare(OfDeltas):
         return Patch(edits=(DareEdit(target=EVERYTHING, base="base", terms=terms, drop=self.drop, seed=self.seed),))
 
     def label(self) -> str:
-        return f"dare-{self.drop:g}-seed{self.seed}-" + "-".join(part.name for part in self.members)
+        return f"dare-{self.drop:g}-seed{self.seed}-" + "-".join(part.label() for part in self.members)

@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from cpt_lab.specs import Checkpoint, Choices, Intervention, Spec
+from cpt_lab.specs import Checkpoint, Choices, Intervention, Spec, digest
 from cpt_lab.tensor_edits import SELF
 
 
@@ -25,6 +25,9 @@ class Member(Spec):
         """The name that patches use."""
         return self.name if self.checkpoint is not None else SELF
 
+    def label(self) -> str:
+        return self.checkpoint.label() if self.checkpoint is not None else "tuned"
+
 
 class OfDeltas(Intervention):
     """A change made of the deltas of several checkpoints to one base."""
@@ -40,11 +43,12 @@ class OfDeltas(Intervention):
 
 
 def members(weights: Mapping[str, float], choices: Choices) -> tuple[Member, ...]:
-    """A member per name, "tuned" for the checkpoint that is patched, in the order of the names: one set, one key."""
-    return tuple(
-        Member(name=name, checkpoint=None if name == "tuned" else whole_checkpoint(name, choices), weight=weights[name])
-        for name in sorted(weights, key=lambda name: (name != "tuned", name))
+    """A member per name, "tuned" for the checkpoint that is patched. Their order depends on the checkpoints alone: one set, one key."""
+    found = (
+        Member(name=name, checkpoint=None if name == "tuned" else whole_checkpoint(name, choices), weight=weight)
+        for name, weight in weights.items()
     )
+    return tuple(sorted(found, key=lambda part: "" if part.checkpoint is None else digest(part.checkpoint)))
 
 
 def whole_checkpoint(name: str, choices: Choices) -> Checkpoint:

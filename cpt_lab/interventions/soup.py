@@ -119,7 +119,7 @@ class Soup(Intervention):
         return Patch(edits=(*apart, rest))
 
     def label(self) -> str:
-        return "soup-" + "-".join(f"{part.weight:g}{part.name}" for part in self.members)
+        return "soup-" + "-".join(f"{part.weight:g}{part.label()}" for part in self.members)
 
 
 def _known(role: str, shape: ModelShape) -> Role:

@@ -50,4 +50,4 @@ class TaskArithmetic(OfDeltas):
         return Patch(edits=(Combine(target=EVERYTHING, terms=arithmetic("base", merging.terms(self.members))),))
 
     def label(self) -> str:
-        return "arithmetic-" + "-".join(f"{part.weight:g}{part.name}" for part in self.members)
+        return "arithmetic-" + "-".join(f"{part.weight:g}{part.label()}" for part in self.members)

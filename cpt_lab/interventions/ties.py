@@ -44,4 +44,4 @@ class Ties(OfDeltas):
         return Patch(edits=(TiesEdit(target=EVERYTHING, base="base", models=models, keep=self.keep, scale=self.scale),))
 
     def label(self) -> str:
-        return f"ties-{self.keep:g}-" + "-".join(part.name for part in self.members)
+        return f"ties-{self.keep:g}-" + "-".join(part.label() for part in self.members)

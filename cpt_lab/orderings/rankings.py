@@ -113,7 +113,7 @@ def _check_settings(criterion: str, rule: Criterion, given: Mapping[str, Any]) -
     """ValueError if a setting is missing, or given to a criterion that takes none of it."""
     for name in rule.settings:
         if given.get(name) is None:
-            raise ValueError(f"criterion {criterion} needs a {name}: set criterion.{name}")
+            raise ValueError(f"criterion {criterion} needs a {name}: set criterion.{name}=VALUE")
     for name in ("seed", "column", "of", "file", "protocol", "metric", "kv"):
         if given.get(name) is not None and name not in (*rule.settings, *rule.options):
             raise ValueError(f"criterion {criterion} takes no {name}, got {given[name]}: leave criterion.{name} at null")
