@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from analysis import bench_interventions
 from cpt_lab import study
 from cpt_lab.build import Workshop, ensure
 from cpt_lab.evaluation.tasks import local_name
@@ -47,6 +48,7 @@ def main() -> None:
             print(f"point {index + 1}: warm {warm[-1]:.2f} s, written out and scored by lm_eval {stock[-1]:.1f} s, same scores", flush=True)
     ratio = statistics.median(slow / fast for slow, fast in zip(stock[1:], warm[1:], strict=True))
     print(f"median ratio after the first point (which loads the model): {ratio:.1f}x less time per point, one thread each")
+    bench_interventions.main()
 
 
 def _points(store: Store) -> list[Evaluation]:
