@@ -129,7 +129,7 @@ def test_the_configuration_says_side_part_and_source() -> None:
         (change,) = point.spec.checkpoint.interventions
         assert isinstance(change, kind)
         assert (change.side, change.part, change.name) == ("in", "mlp", "base")
-        assert change.label() == f"{name}-in-mlp-by-base"
+        assert change.label() == f"{name}-in-mlp-by-{change.source.label()}"
         assert parse(change.model_dump()) == change
 
 

@@ -13,7 +13,23 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 import spec_cases as cases
-from cpt_lab.interventions import INTERVENTIONS, Rewind
+from cpt_lab.interventions import (
+    INTERVENTIONS,
+    Dare,
+    PruneLayers,
+    Rewind,
+    RotateAblate,
+    RotateRestore,
+    ScaleTransplant,
+    Soup,
+    TaskArithmetic,
+    Ties,
+    Transplant,
+    Truncate,
+)
+from cpt_lab.interventions.members import Member
+from cpt_lab.interventions.prune_layers import FirstLayers, Layers
+from cpt_lab.interventions.soup import RoleWeights
 from cpt_lab.specs import (
     STORED,
     BuiltinCorpus,
@@ -65,6 +81,9 @@ PROBE = Probe(tuned=TUNED, base=BASE, protocol=PROTOCOL)
 FILE = ScoresFile(path="/orders/mine.json", contents_digest="ab12")
 TOP_OF = TopOf(ranking=RANDOM, fraction=0.25)
 REWIND = Rewind(base=BASE, select=HEADS)
+MEMBERS = (Member(name="tuned", weight=0.5), Member(name="reference", checkpoint=cases.FOLDER, weight=0.5))
+QUERIES = RoleWeights(role="q", weights=(0.5, 0.5))
+FIRST_LAYERS = FirstLayers(ranking=RANDOM, count=1)
 
 # For every spec another value of every field.
 CHANGES: tuple[tuple[Spec, dict[str, Any]], ...] = (
@@ -109,6 +128,29 @@ CHANGES: tuple[tuple[Spec, dict[str, Any]], ...] = (
     (MATRICES, {"matrices": ((0, "q"),)}),
     (TOP_OF, {"ranking": DELTA_NORM, "fraction": 0.5}),
     (REWIND, {"base": cases.FOLDER, "select": TOP_OF, "kv": "never"}),
+    (Truncate(base=BASE, percent=50, roles=("q",)), {"base": cases.FOLDER, "percent": 25, "roles": ("k",)}),
+    (Transplant(name="base", source=BASE, roles=("q",)), {"name": "reference", "source": cases.FOLDER, "roles": ("k",)}),
+    (
+        ScaleTransplant(base=BASE, roles=("q",), alpha=(0.9,)),
+        {"base": cases.FOLDER, "roles": ("k",), "alpha": (0.8,), "tuned": TUNED},
+    ),
+    (
+        RotateAblate(name="base", source=BASE, side="in", part="mlp"),
+        {"name": "reference", "source": cases.FOLDER, "side": "out", "part": "attention", "signs": "own"},
+    ),
+    (
+        RotateRestore(name="base", source=BASE, side="in", part="mlp"),
+        {"name": "reference", "source": cases.FOLDER, "side": "out", "part": "attention"},
+    ),
+    (MEMBERS[1], {"name": "inst", "checkpoint": TUNED, "weight": 0.25}),
+    (QUERIES, {"role": "k", "weights": (0.2, 0.8)}),
+    (Soup(members=MEMBERS), {"members": MEMBERS[:1], "roles": (QUERIES,)}),
+    (TaskArithmetic(base=BASE, members=MEMBERS), {"base": cases.FOLDER, "members": MEMBERS[:1]}),
+    (Dare(base=BASE, members=MEMBERS, drop=0.5, seed=0), {"base": cases.FOLDER, "members": MEMBERS[:1], "drop": 0.9, "seed": 1}),
+    (Ties(base=BASE, members=MEMBERS, keep=0.5), {"base": cases.FOLDER, "members": MEMBERS[:1], "keep": 0.2, "scale": 0.5}),
+    (Layers(layers=(0,)), {"layers": (1,)}),
+    (FIRST_LAYERS, {"ranking": DELTA_NORM, "count": 2, "protect": 1}),
+    (PruneLayers(select=Layers(layers=(0,))), {"select": FIRST_LAYERS}),
     (cases.PATCHED, {"tuned": cases.FOLDER, "interventions": (REWIND,)}),
     (cases.SUMS, {"name": "sum", "corpus": cases.TEXT, "split": "validation", "items": 5, "shots": 1, "max_new_tokens": 9}),
     (cases.PROSE, {"name": "poem", "corpus": cases.MATH, "split": "test", "items": 5}),
@@ -162,6 +204,7 @@ def test_what_is_left_out_of_the_identity_is_named_here() -> None:
         "HubCheckpoint": {"shape"},
         "FolderCheckpoint": {"path"},
         "ScoresFile": {"path"},
+        **{merge: {"name"} for merge in ("Member", "RotateAblate", "RotateRestore", "Transplant")},
     }
 
 

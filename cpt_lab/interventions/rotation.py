@@ -59,4 +59,4 @@ class Rotation(Intervention):
         raise NotImplementedError(f"{self.kind} rotates nothing")
 
     def label(self) -> str:
-        return f"{self.kind}-{self.side}-{self.part}-by-{self.name}"
+        return f"{self.kind}-{self.side}-{self.part}-by-{self.source.label()}"

@@ -46,4 +46,4 @@ class Transplant(Intervention):
         return Patch(edits=tuple(SingularValues(target=target, parts=parts, source=self.name) for target, parts in places))
 
     def label(self) -> str:
-        return f"transplant-values-of-{self.name}"
+        return f"transplant-values-of-{self.source.label()}"
