@@ -101,12 +101,18 @@ class Truncations:
         return torch.addmm(total, delta @ rows.mT, rows, out=out)
 
 
-def singular_values(matrix: Tensor) -> Tensor:
-    """All r singular values of a matrix, descending, in float64."""
-    tall = _tall(matrix.double())
+def singular_values(matrices: Tensor) -> Tensor:
+    """All min(m, n) singular values of matrices (..., m, n), descending, in float64.
+
+    They are the roots of the eigenvalues of the float64 Gram matrix of the short side. Where the smallest is below 1e-5 of the largest the
+    root has lost digits: those matrices are done again by QR and the singular values of R.
+    """
+    tall = matrices.double()
+    tall = tall.mT if tall.shape[-2] < tall.shape[-1] else tall
     values: Tensor = torch.linalg.eigvalsh(tall.mT @ tall).clamp(min=0).sqrt().flip(-1)
-    if _lost(values):
-        values = torch.linalg.svdvals(torch.linalg.qr(tall, mode="r").R)
+    lost = values[..., -1] < SMALLEST_GRAM_SHARE * values[..., 0]
+    if bool(lost.any()):
+        values[lost] = torch.linalg.svdvals(torch.linalg.qr(tall[lost], mode="r").R)
     return values
 
 

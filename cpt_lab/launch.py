@@ -7,14 +7,13 @@ import os
 import time
 import uuid
 from pathlib import Path
-from typing import Any
 
-from pydantic import BaseModel, ConfigDict, SerializeAsAny, field_validator
+from pydantic import BaseModel, ConfigDict
 
 from cpt_lab import provenance, study
 from cpt_lab.execution import Execution
 from cpt_lab.plan import STAGES, Plan, Step
-from cpt_lab.specs import Spec, parse
+from cpt_lab.specs import AnySpec, Spec
 from cpt_lab.store import State, Store, write_atomically
 from cpt_lab.study import Study
 from cpt_lab.tracking_settings import Tracking
@@ -25,12 +24,7 @@ class Order(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     stage: str
-    spec: SerializeAsAny[Spec]
-
-    @field_validator("spec", mode="before")
-    @classmethod
-    def _by_kind(cls, value: Any) -> Any:
-        return parse(value) if isinstance(value, dict) else value
+    spec: AnySpec
 
 
 class Launch(BaseModel):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -144,6 +145,10 @@ def show_end(store: Store, asked: Study, files: Sequence[Path], ui: str) -> int:
     for reason, count in reasons.most_common():
         console.print(f"[red]{count} {'point' if count == 1 else 'points'}[/] {escape(reason)}")
     print(f"study {asked.name}: {len(states) - len(failed)} of {len(states)} points done; results in {store.root}")
+    if failed:
+        print(
+            f"which ones: python -m cpt_lab status {asked.name} results={shlex.quote(str(store.root))}; the same command tries them again"
+        )
     if ui:
         print(f"MLflow: {ui}")
     return len(failed)

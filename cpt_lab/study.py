@@ -7,9 +7,9 @@ import re
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, SerializeAsAny, field_validator
+from pydantic import BaseModel, ConfigDict, field_validator
 
-from cpt_lab.specs import Evaluation, Ranking, Spec, Unit, closure, key, parse, rankings_of, settled
+from cpt_lab.specs import AnySpec, Evaluation, Ranking, Spec, Unit, closure, key, rankings_of, settled
 from cpt_lab.store import State, Status, Store, read_json, write_atomically
 from cpt_lab.tracking_settings import Tracking
 
@@ -23,12 +23,7 @@ class Point(BaseModel):
     name: str  # unique in its study, for people: "scaled_norm_diff ascending 0.125"
     varies: dict[str, Value]  # what the sweep changed, by short column name
     config: dict[str, Any]  # the whole composed configuration
-    spec: SerializeAsAny[Spec]
-
-    @field_validator("spec", mode="before")
-    @classmethod
-    def _by_kind(cls, value: Any) -> Any:
-        return parse(value) if isinstance(value, dict) else value
+    spec: AnySpec
 
 
 class Study(BaseModel):

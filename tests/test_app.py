@@ -178,6 +178,7 @@ def test_a_point_whose_needs_fail_is_blocked_with_the_reason_and_the_exit_code_s
     answer = place.run(*REWIND, "study=short", PROTOCOL.replace("items:3", "items:21"))
     assert answer.code == 1
     assert "study short: 0 of 4 points done" in answer.out
+    assert "python -m cpt_lab status short results=" in answer.out
     status = place.ask("status", "short").out
     assert status.startswith("study short: 4 points: 4 blocked\n")
     assert status.count("asks for 21 items of text/validation, which has 20") == 5

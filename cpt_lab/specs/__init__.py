@@ -22,7 +22,7 @@ from cpt_lab.specs.corpora import (
     Tokens,
 )
 from cpt_lab.specs.evaluations import Evaluation
-from cpt_lab.specs.graph import STORED, closure, parse, rankings_of, settled
+from cpt_lab.specs.graph import STORED, AnySpec, closure, parse, rankings_of, settled
 from cpt_lab.specs.patched import Choices, Intervention, Patched
 from cpt_lab.specs.protocols import GenerateTask, HarnessTask, PerplexityTask, Protocol, Task
 from cpt_lab.specs.rankings import (
@@ -45,6 +45,7 @@ __all__ = [
     "SCHEMA",
     "STORED",
     "WHOLE_LAYER",
+    "AnySpec",
     "BpeTokenizer",
     "BuiltinCorpus",
     "Checkpoint",

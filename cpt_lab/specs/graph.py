@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, SerializeAsAny
 
 from cpt_lab.specs.base import Spec, key
 from cpt_lab.specs.checkpoints import FolderCheckpoint, HubCheckpoint, TrainedCheckpoint
@@ -25,6 +27,9 @@ def parse(data: dict[str, Any]) -> Spec:
     if data.get("kind") not in known:
         raise ValueError(f"unknown kind of spec {data.get('kind')!r}; this version knows {', '.join(sorted(known))}")
     return known[data["kind"]].model_validate(data)
+
+
+AnySpec = Annotated[SerializeAsAny[Spec], BeforeValidator(lambda value: parse(value) if isinstance(value, dict) else value)]
 
 
 def closure(specs: tuple[Spec, ...] | list[Spec]) -> list[Spec]:

@@ -13,9 +13,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from cpt_lab.factors import singular_values
 from cpt_lab.spectra import fits
-
-SMALLEST_GRAM_SHARE = 1e-5  # s_n / s_1 below which the Gram matrix has lost digits: relative errors reach 1e-6 there
 
 
 @dataclass(frozen=True)
@@ -43,21 +42,6 @@ def spectrum(matrices: Tensor, stored: torch.dtype) -> Spectrum:
     """The spectrum of matrices (..., rows, columns) that came out of a checkpoint of dtype `stored`."""
     columns, rows = sorted(matrices.shape[-2:])
     return Spectrum(singular_values(matrices), rows, columns, torch.finfo(stored).eps)
-
-
-def singular_values(matrices: Tensor) -> Tensor:
-    """All min(m, n) singular values of matrices (..., m, n), descending, in float64.
-
-    They are the roots of the eigenvalues of the float64 Gram matrix of the short side. Where the smallest is below 1e-5 of the largest the
-    root has lost digits: those matrices are done again by QR and the singular values of R.
-    """
-    tall = matrices.double()
-    tall = tall.mT if tall.shape[-2] < tall.shape[-1] else tall
-    values: Tensor = torch.linalg.eigvalsh(tall.mT @ tall).clamp(min=0).sqrt().flip(-1)
-    lost = values[..., -1] < SMALLEST_GRAM_SHARE * values[..., 0]
-    if bool(lost.any()):
-        values[lost] = torch.linalg.svdvals(torch.linalg.qr(tall[lost], mode="r").R)
-    return values
 
 
 def frobenius_norm(values: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from cpt_lab.spectra.measures import SMALLEST_GRAM_SHARE
+from cpt_lab.factors import SMALLEST_GRAM_SHARE
 
 
 @dataclass(frozen=True)
