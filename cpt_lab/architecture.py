@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from cpt_lab.families import ATTENTION_ROLES, FAMILIES, ROLES, AttentionRole, Family, Place, Role, family
+from cpt_lab.families import ATTENTION_ROLES, FAMILIES, ROLES, AttentionRole, Family, Place, Role, family, roles_of
 from cpt_lab.names import unknown
 from cpt_lab.specs import ModelShape
 
@@ -102,9 +102,8 @@ def role_slices(shape: ModelShape, layer: int, role: Role) -> tuple[Slice, ...]:
 
 
 def roles(shape: ModelShape) -> tuple[Role, ...]:
-    """The roles that the family has: GPT-2 and GPT-NeoX have no gate."""
-    present = {place.role for place in family(shape.family).places}
-    return tuple(role for role in ROLES if role in present)
+    """The roles of the model's family: GPT-2 and GPT-NeoX have no gate."""
+    return roles_of(shape.family)
 
 
 def is_transposed(shape: ModelShape) -> bool:

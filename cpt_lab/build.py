@@ -6,7 +6,7 @@ import logging
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -43,6 +43,10 @@ class Workshop:
 
     def product(self, spec: Spec) -> Path:
         return self.store.product(spec)
+
+    def products(self, finished: Sequence[Spec]) -> dict[str, Path]:
+        """The products of finished specs, by key."""
+        return {key(spec): self.store.product(spec) for spec in finished}
 
 
 def ensure(workshop: Workshop, spec: Spec) -> Path:
@@ -175,11 +179,29 @@ def _trained_checkpoint(workshop: Workshop, spec: specs.TrainedCheckpoint, work:
     run.train(spec, work, tokens=tokens, tokenizer=workshop.product(spec.tokenizer), start=start, how=workshop.how)
 
 
-def _spectra(workshop: Workshop, spec: specs.Spectra, work: Workspace) -> None:
-    from cpt_lab.spectra import table
+def _spectral_part(workshop: Workshop, spec: specs.SpectralPart, work: Workspace) -> None:
+    from cpt_lab.spectra import parts
 
     against = workshop.product(spec.against) if spec.against is not None else None
-    table.build_table(spec, checkpoint=workshop.product(spec.checkpoint), against=against, work=work)
+    parts.build_part(spec, checkpoint=workshop.product(spec.checkpoint), against=against, work=work, how=workshop.how)
+
+
+def _spectral_columns(workshop: Workshop, spec: specs.SpectralColumns, work: Workspace) -> None:
+    from cpt_lab.spectra import columns
+
+    columns.build_columns(spec, workshop.products(spec.needs()), work, workshop.how)
+
+
+def _spectra(workshop: Workshop, spec: specs.Spectra, work: Workspace) -> None:
+    from cpt_lab.spectra import tables
+
+    tables.build_table(spec, workshop.products(spec.needs()), work)
+
+
+def _fingerprint(workshop: Workshop, spec: specs.Fingerprint, work: Workspace) -> None:
+    from cpt_lab.spectra import fingerprint
+
+    fingerprint.build_fingerprint(spec, workshop.products(spec.needs()), work, workshop.how)
 
 
 def _ranking(workshop: Workshop, spec: specs.Ranking, work: Workspace) -> None:
@@ -198,8 +220,7 @@ def _patched(workshop: Workshop, spec: specs.Patched, work: Workspace) -> None:
 def _protocol(workshop: Workshop, spec: specs.Protocol, work: Workspace) -> None:
     from cpt_lab.evaluation import protocols
 
-    corpora = {key(corpus): workshop.product(corpus) for corpus in spec.needs()}
-    protocols.build_protocol(spec, corpora, work)
+    protocols.build_protocol(spec, workshop.products(spec.needs()), work)
 
 
 def _evaluation(workshop: Workshop, spec: specs.Evaluation, work: Workspace) -> None:
@@ -220,7 +241,10 @@ BUILDERS: dict[type[Spec], Callable[[Workshop, Any, Workspace], None]] = {
     specs.HubCheckpoint: _hub_checkpoint,
     specs.FolderCheckpoint: _folder_checkpoint,
     specs.TrainedCheckpoint: _trained_checkpoint,
+    specs.SpectralPart: _spectral_part,
+    specs.SpectralColumns: _spectral_columns,
     specs.Spectra: _spectra,
+    specs.Fingerprint: _fingerprint,
     specs.Ranking: _ranking,
     specs.Patched: _patched,
     specs.Protocol: _protocol,

@@ -14,8 +14,30 @@ from cpt_lab.store import Workspace
 if TYPE_CHECKING:
     from cpt_lab.patch import Patch
 
-MODEL_FILES = ["*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json"]
+CONFIG = "config.json"
+MODEL_FILES = ["*.safetensors", "*.safetensors.index.json", CONFIG, "generation_config.json"]
 TOKENIZER_FILES = ["tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "chat_template*"]
+
+
+def in_folder(folder: Path) -> FolderCheckpoint:
+    """The spec of the checkpoint in a folder: its shape by config.json, its digest by its weights; ValueError if it has neither."""
+    from cpt_lab.architecture import shape_from_config
+    from cpt_lab.weights import weights_digest
+
+    place = folder.expanduser().absolute()
+    digest = weights_digest(place)
+    shape = shape_from_config(_read_config(place)).but(name=place.name)
+    return FolderCheckpoint(path=str(place), weights_digest=digest, shape=shape)
+
+
+def on_hub(name: str, revision: str) -> HubCheckpoint:
+    """The spec of a model of the hub, whose config.json is downloaded; ValueError if there is none or it cannot be reached."""
+    from cpt_lab.architecture import shape_from_config
+
+    config = _from_hub(name, revision, [CONFIG]) / CONFIG
+    if not config.exists():
+        raise ValueError(f"{name} ({revision}) has no config.json on the hub: give a model in Hugging Face format")
+    return HubCheckpoint(id=name, revision=revision, shape=shape_from_config(json.loads(config.read_text())).but(name=name.split("/")[-1]))
 
 
 def fetch_checkpoint(spec: HubCheckpoint, work: Workspace) -> None:
@@ -29,14 +51,14 @@ def fetch_checkpoint(spec: HubCheckpoint, work: Workspace) -> None:
     from cpt_lab.architecture import shape_from_config
     from cpt_lab.specs import identity
 
-    found = shape_from_config(json.loads((work.product / "config.json").read_text()))
+    found = shape_from_config(json.loads((work.product / CONFIG).read_text()))
     for name, value in identity(spec.shape).items():
         if identity(found)[name] != value:
             raise ValueError(f"{spec.id} has {name} {identity(found)[name]} and the configuration says {value}: correct model.shape.{name}")
 
 
 def fetch_tokenizer(spec: HubTokenizer, work: Workspace) -> None:
-    _fetch(spec.id, spec.revision, [*TOKENIZER_FILES, "config.json"], work)
+    _fetch(spec.id, spec.revision, [*TOKENIZER_FILES, CONFIG], work)
 
 
 def adopt_folder(spec: FolderCheckpoint, work: Workspace) -> None:
@@ -81,12 +103,31 @@ def patch_of(spec: Patched) -> Patch:
     return whole
 
 
+def _read_config(folder: Path) -> dict[str, Any]:
+    try:
+        data = json.loads((folder / CONFIG).read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"{folder} has no config.json that can be read ({error}): give the folder of a model in Hugging Face format"
+        ) from None
+    if not isinstance(data, dict):
+        raise ValueError(f"{folder}/config.json is no JSON object: give the folder of a model in Hugging Face format")
+    return data
+
+
 def _fetch(name: str, revision: str, patterns: list[str], work: Workspace) -> None:
+    folder = _from_hub(name, revision, patterns)
+    _link(folder, work.product)
+    (work.product / "commit.json").write_text(json.dumps({"id": name, "revision": revision, "commit": folder.name}))
+
+
+def _from_hub(name: str, revision: str, patterns: list[str]) -> Path:
+    """The folder in the hub's local cache that holds these files of a model; ValueError if it is neither there nor to be had."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
 
     try:
-        folder = Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
+        return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
     except RevisionNotFoundError:
         raise ValueError(
             f"{name} has no revision {revision!r}: list them with "
@@ -97,8 +138,6 @@ def _fetch(name: str, revision: str, patterns: list[str], work: Workspace) -> No
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         first = str(error).splitlines()[0]
         raise ValueError(f"{name} ({revision}) could not be downloaded ({first}): use base.from=folder base.path=FOLDER") from None
-    _link(folder, work.product)
-    (work.product / "commit.json").write_text(json.dumps({"id": name, "revision": revision, "commit": folder.name}))
 
 
 def _link(source: Path, target: Path) -> None:

@@ -70,6 +70,16 @@ class ProtocolConfig(_Model):
     tasks: tuple[dict[str, Any], ...]
 
 
+class FingerprintConfig(_Model):
+    """Whether one checkpoint descends from another; of target=fingerprint."""
+
+    of: str
+    against: str
+    controls: tuple[str, ...]
+    layers: int | None = Field(ge=2)
+    mismatches: int = Field(ge=1)
+
+
 class CriterionConfig(_Model):
     """What gives units their scores; each criterion takes some of these settings and says so (see `orderings`)."""
 
@@ -93,6 +103,30 @@ class CriterionConfig(_Model):
         return name
 
 
+class SpectraConfig(_Model):
+    """What a table of spectra is of, and what it measures; of target=spectra."""
+
+    measures: str | tuple[str, ...]
+    of: str
+    against: str | None
+    blocks: Literal["all", "heads", "matrices"]
+    roles: tuple[str, ...] | None
+    null_model: Literal["analytic", "permute"]
+    seed: int = Field(ge=0)
+    min_tail: int | None = Field(ge=5)
+    ks: Literal["clauset", "two_sided"]
+    samples: int = Field(ge=1)
+    indices: bool
+
+    @field_validator("measures")
+    @classmethod
+    def _are_known(cls, measures: str | tuple[str, ...]) -> str | tuple[str, ...]:
+        from cpt_lab.spectra.choice import chosen
+
+        chosen(measures, pair=True)
+        return measures
+
+
 class ExecutionConfig(_Model):
     device: Literal["auto", "cpu", "cuda"]
     threads: int | None
@@ -104,7 +138,7 @@ class ExecutionConfig(_Model):
 class Config(_Model):
     """The whole configuration of one point."""
 
-    target: dict[Literal["name"], Literal["train", "spectra", "rank", "evaluate", "materialize"]]
+    target: dict[Literal["name"], Literal["train", "spectra", "fingerprint", "rank", "evaluate", "materialize"]]
     model: ModelConfig
     corpora: dict[str, dict[str, Any]]
     mixture: MixtureConfig
@@ -113,6 +147,8 @@ class Config(_Model):
     training: specs.Recipe
     intervention: dict[str, Any]
     criterion: CriterionConfig
+    spectra: SpectraConfig
+    fingerprint: FingerprintConfig
     protocol: ProtocolConfig
     tracking: Tracking
     site: Site

@@ -16,3 +16,11 @@ class Execution(BaseModel):
     micro_batch_sequences: int | None = Field(default=None, ge=1, description="training; None: the whole batch, if it fits")
     eval_batch: int = Field(default=64, ge=1, description="prompts in one forward pass")
     checkpoint_minutes: float = Field(default=20.0, gt=0, description="a training run keeps a state to resume from so often")
+
+    def on_device(self) -> str:
+        """`cuda` or `cpu`; ValueError if CUDA is asked for and there is none."""
+        import torch
+
+        if self.device == "cuda" and not torch.cuda.is_available():
+            raise ValueError("device cuda was asked for, but torch sees no GPU: use device=cpu or device=auto")
+        return "cuda" if self.device != "cpu" and torch.cuda.is_available() else "cpu"

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 SMALLEST_GRAM_SHARE = 1e-5  # s_r / s_1 below which the Gram matrix has lost digits: relative errors reach 1e-6 there
+NARROW = 128  # columns
 BLOCKS = 20  # of singular vectors, in which truncations are summed up: ladders in steps of 5 % pay for each vector once
 ROWS_AT_ONCE = 512
 
@@ -109,8 +110,8 @@ def singular_values(matrices: Tensor) -> Tensor:
     """
     tall = matrices.double()
     tall = tall.mT if tall.shape[-2] < tall.shape[-1] else tall
-    values: Tensor = torch.linalg.eigvalsh(tall.mT @ tall).clamp(min=0).sqrt().flip(-1)
-    lost = values[..., -1] < SMALLEST_GRAM_SHARE * values[..., 0]
+    values: Tensor = torch.linalg.eigvalsh(gram(tall)).clamp(min=0).sqrt().flip(-1)
+    lost = has_lost_digits(values)
     if bool(lost.any()):
         values[lost] = torch.linalg.svdvals(torch.linalg.qr(tall[lost], mode="r").R)
     return values
@@ -123,12 +124,28 @@ def short_side(matrix: Tensor) -> ShortSide:
     lost their digits: then QR, and the decomposition of R.
     """
     tall = _tall(matrix.double())
-    squares, vectors = torch.linalg.eigh(tall.mT @ tall)
+    squares, vectors = torch.linalg.eigh(gram(tall))
     found = ShortSide(squares.clamp(min=0).sqrt().flip(-1), vectors.flip(-1))
-    if _lost(found.singular):
+    if has_lost_digits(found.singular):
         _, singular, rows = torch.linalg.svd(torch.linalg.qr(tall, mode="r").R)
         found = ShortSide(singular, rows.mT)
     return found
+
+
+def gram(matrices: Tensor) -> Tensor:
+    """W^T W of matrices (..., m, n), of which a CPU works out one half only: numpy sees that the factors are one, torch does not.
+
+    Narrow ones are faster whole.
+    """
+    if not matrices.is_cpu or matrices.shape[-1] <= NARROW:
+        return matrices.mT @ matrices
+    array = matrices.numpy()
+    return torch.from_numpy(array.mT @ array)
+
+
+def has_lost_digits(singular: Tensor) -> Tensor:
+    """Whether the smallest of singular values (..., n) that come from a Gram matrix is too small for it."""
+    return singular[..., -1] < SMALLEST_GRAM_SHARE * singular[..., 0]
 
 
 def factors(matrix: Tensor, short: ShortSide) -> Factors:
@@ -138,7 +155,7 @@ def factors(matrix: Tensor, short: ShortSide) -> Factors:
     """
     tall = _tall(matrix.double())
     images = tall @ short.vectors
-    if _lost(short.singular) or not bool(short.singular[-1] > 0):
+    if has_lost_digits(short.singular) or not bool(short.singular[-1] > 0):
         orthonormal, triangle = torch.linalg.qr(images)
         long = orthonormal * torch.where(triangle.diagonal() < 0, -1.0, 1.0)
     else:
@@ -192,7 +209,3 @@ def _is_tall(matrix: Tensor) -> bool:
 
 def _tall(matrix: Tensor) -> Tensor:
     return matrix if _is_tall(matrix) else matrix.mT
-
-
-def _lost(singular: Tensor) -> bool:
-    return bool(singular[-1] < SMALLEST_GRAM_SHARE * singular[0])

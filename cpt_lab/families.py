@@ -87,6 +87,12 @@ def family(name: str) -> Family:
     return replace(row, places=(*row.places, *added)) if any(states.values()) else row
 
 
+def roles_of(name: str) -> tuple[Role, ...]:
+    """The roles that a family has: GPT-2 and GPT-NeoX have no gate."""
+    present = {place.role for place in family(name).places}
+    return tuple(role for role in ROLES if role in present)
+
+
 def _vector(role: Role, parameter: str) -> Place:
     return Place(role, parameter, kind="vector")
 

@@ -8,11 +8,12 @@ from itertools import pairwise, zip_longest
 
 from cpt_lab import specs
 from cpt_lab.specs import Spec, Unit, key, settled
+from cpt_lab.spectra.blocks import heads_in, roles_in, size_in
 from cpt_lab.store import State, Status
 from cpt_lab.study import Point
 
-STAGES = ("data", "pretrain", "cpt", "spectra", "probe", "rank", "evaluate")
-PACKED = ("probe", "evaluate")  # the stages whose steps are shared out to workers beforehand
+STAGES = ("data", "pretrain", "cpt", "spectra", "tables", "probe", "rank", "evaluate")
+PACKED = ("spectra", "tables", "probe", "evaluate")  # the stages whose steps are shared out to workers beforehand
 STAGE_OF: dict[type[Spec], str] = {
     specs.BuiltinCorpus: "data",
     specs.FilesCorpus: "data",
@@ -24,7 +25,10 @@ STAGE_OF: dict[type[Spec], str] = {
     specs.HubCheckpoint: "data",
     specs.FolderCheckpoint: "data",
     specs.TrainedCheckpoint: "cpt",
-    specs.Spectra: "spectra",
+    specs.SpectralPart: "spectra",
+    specs.SpectralColumns: "tables",
+    specs.Spectra: "tables",
+    specs.Fingerprint: "spectra",
     specs.Ranking: "rank",
     specs.Patched: "evaluate",
     specs.Evaluation: "evaluate",
@@ -44,6 +48,7 @@ class Rate:
     flops: float = 989e12
     train_share: float = 0.4
     read_share: float = 0.15
+    spectra_share: float = 1e-3  # eigenvalues in float64: what a peak of bf16 is no measure of
 
 
 @dataclass(frozen=True)
@@ -125,14 +130,42 @@ def probes(wanted: Sequence[Spec]) -> list[Spec]:
 
 
 def gpu_hours(spec: Spec, rate: Rate) -> float:
-    """An estimate from FLOP counts: 6 per weight and token of training, 2 per weight and token read or written."""
+    """An estimate from FLOP counts: 6 per weight and token of training, 2 per weight and token read or written, `spectral_flops`."""
     if isinstance(spec, specs.TrainedCheckpoint):
         flops = TRAIN_FLOPS_PER_WEIGHT_AND_TOKEN * spec.shape.parameters * spec.mixture.tokens
         return flops / (rate.flops * rate.train_share) / 3600
     if isinstance(spec, specs.Evaluation):
         flops = READ_FLOPS_PER_WEIGHT_AND_TOKEN * spec.loaded.shape.parameters * sum(map(_task_tokens, spec.protocol.tasks))
         return flops / (rate.flops * rate.read_share) / 3600
+    if isinstance(spec, specs.SpectralPart):
+        return spectral_flops(spec) / (rate.flops * rate.spectra_share) / 3600
+    if isinstance(spec, specs.Fingerprint):
+        return fingerprint_flops(spec) / (rate.flops * rate.spectra_share) / 3600
     return 0.0
+
+
+def spectral_flops(spec: specs.SpectralPart) -> float:
+    """Of a part: per block of m x n, m >= n, 2 m n^2 for a Gram matrix and 4/3 n^3 for its eigenvalues.
+
+    A pair has three Gram matrices, 9 n^3 for eigenvalues and vectors of two of them, and 6 n^3 for the products of the vectors.
+    """
+    shape, total = spec.checkpoint.shape, 0.0
+    for role in roles_in(spec.scope, shape):
+        columns, rows = sorted(size_in(spec.scope, shape, role))
+        gram, cube = 2.0 * rows * columns**2, float(columns) ** 3
+        total += len(heads_in(spec.scope, shape, role)) * (3 * gram + 24 * cube if spec.of == "pair" else gram + 4 / 3 * cube)
+    return total
+
+
+def fingerprint_flops(spec: specs.Fingerprint) -> float:
+    """Of all roles: per matrix 4 m n^2 + 9 n^3 for Gram matrix, eigenvectors and the long side; 2 m n^2 + 4 n^3 per pair of matrices."""
+    shape, layers, models = spec.checkpoint.shape, len(spec.compared), 2 + len(spec.controls)
+    pairs, total = (models - 1) * layers + len(spec.mismatched), 0.0
+    for role in roles_in("attention", shape):
+        columns, rows = sorted(size_in("attention", shape, role))
+        product, cube = 2.0 * rows * columns**2, float(columns) ** 3
+        total += models * layers * (2 * product + 9 * cube) + pairs * (product + 4 * cube)
+    return total
 
 
 class _States:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -58,11 +57,9 @@ def _spec(config: Config) -> specs.Spec:
         case "train":
             return _checkpoint(config, "tuned")
         case "spectra":
-            from cpt_lab.orderings import DELTA_MEASURES
-
-            tuned, base = _checkpoint(config, "tuned"), _checkpoint(config, "base")
-            _same_shape(tuned, base)
-            return specs.Spectra(checkpoint=tuned, against=base, measures=DELTA_MEASURES)
+            return _spectra(config)
+        case "fingerprint":
+            return _fingerprint(config)
         case "rank":
             return _ranking(config, str(config.intervention.get("direction", "descending")))
         case "materialize":
@@ -167,25 +164,9 @@ def _trained(config: Config, mixture: MixtureConfig, recipe: specs.Recipe, *, st
 def _folder(part: str, path: str | None) -> specs.FolderCheckpoint:
     if not path:
         raise ValueError(f"{part}.from=folder needs a folder in Hugging Face format: {part}.path=FOLDER")
-    from cpt_lab.architecture import shape_from_config
-    from cpt_lab.weights import weights_digest
+    from cpt_lab import checkpoints
 
-    folder = Path(path).expanduser().absolute()
-    digest = weights_digest(folder)
-    shape = shape_from_config(_read_config(folder)).but(name=folder.name)
-    return specs.FolderCheckpoint(path=str(folder), weights_digest=digest, shape=shape)
-
-
-def _read_config(folder: Path) -> dict[str, Any]:
-    try:
-        data = json.loads((folder / "config.json").read_text())
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"{folder} has no config.json that can be read ({error}): give the folder of a model in Hugging Face format"
-        ) from None
-    if not isinstance(data, dict):
-        raise ValueError(f"{folder}/config.json is no JSON object: give the folder of a model in Hugging Face format")
-    return data
+    return checkpoints.in_folder(Path(path))
 
 
 def _ranking(config: Config, direction: str) -> specs.Ranking:
@@ -203,6 +184,32 @@ def _ranking(config: Config, direction: str) -> specs.Ranking:
     if "protocol" in rule.settings:
         given |= {"protocol": _protocol(config, criterion.protocol or config.protocol), "kv": config.intervention.get("kv")}
     return ranking(criterion.name, direction, tuned=tuned, base=base, reference=reference, **given)
+
+
+def _spectra(config: Config) -> specs.Spectra:
+    from cpt_lab.spectra.choice import chosen
+
+    asked = config.spectra
+    checkpoint, against = _checkpoint(config, asked.of), None
+    if asked.against is not None:
+        if asked.against == asked.of:
+            raise ValueError(f"spectra.of and spectra.against are both {asked.of}: compare two checkpoints, or set spectra.against=null")
+        against = _checkpoint(config, asked.against)
+        _same_shape(checkpoint, against, names=(asked.of, asked.against))
+    settings = asked.model_dump(exclude={"of", "against", "measures"})
+    measures = chosen(asked.measures, pair=against is not None)
+    return validated(specs.Spectra, {**settings, "checkpoint": checkpoint, "against": against, "measures": measures}, "spectra")
+
+
+def _fingerprint(config: Config) -> specs.Fingerprint:
+    asked = config.fingerprint
+    checkpoint, against, *controls = (_checkpoint(config, name) for name in (asked.of, asked.against, *asked.controls))
+    for name, control in zip((asked.of, *asked.controls), (checkpoint, *controls), strict=True):
+        _same_shape(control, against, names=(name, asked.against))
+    settings = {"layers": asked.layers, "mismatches": asked.mismatches}
+    return validated(
+        specs.Fingerprint, {"checkpoint": checkpoint, "against": against, "controls": tuple(controls), **settings}, "fingerprint"
+    )
 
 
 def _patched(config: Config) -> specs.Checkpoint | specs.Patched:

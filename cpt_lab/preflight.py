@@ -120,8 +120,9 @@ def _check_disk(todo: Plan, store: Store) -> None:
 
 
 def _weights(spec: specs.Spec) -> int:
+    """What has to fit where it is trained, scored or patched; spectra are of one layer at a time."""
     if isinstance(spec, specs.Evaluation):
         return spec.loaded.shape.parameters
-    if isinstance(spec, specs.TrainedCheckpoint | specs.HubCheckpoint | specs.Patched):
+    if isinstance(spec, specs.TrainedCheckpoint | specs.Patched):
         return spec.shape.parameters
     return 0

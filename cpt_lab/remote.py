@@ -19,11 +19,11 @@ from cpt_lab.store import read_json
 
 POLL_SECONDS = 1.0
 ON_GPU = frozenset({"pretrain", "cpt", "spectra", "probe", "evaluate"})
-ONE_TASK_EACH = frozenset({"pretrain", "cpt", "spectra"})
+ONE_TASK_EACH = frozenset({"pretrain", "cpt"})
 
 
 def stages(told: Launch, site: Site) -> list[Stage]:
-    """One stage of jobs per kind of work: evaluations by their packs, training runs one task each, small things together."""
+    """One stage of jobs per kind of work: evaluations and spectra by their packs, training runs one task each, small things together."""
     made: list[Stage] = []
     for name in told.stages():
         steps = {key(order.spec) for order in told.orders if order.stage == name}

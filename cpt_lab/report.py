@@ -72,7 +72,8 @@ def show_plan(asked: Study, todo: Plan, store: Store, *, missing: Sequence[str],
         console.print(f"packs: {len(todo.packs)} of {sizes} points for {workers} workers; points of one model and protocol lie together")
     if todo.gpu_hours >= 0.01:
         console.print(
-            f"cost: about {_hours(todo.gpu_hours)} GPU hours, from FLOP counts: an H100 at 40 % of its peak in training, 15 % in evaluation"
+            f"cost: about {_hours(todo.gpu_hours)} GPU hours, from FLOP counts: an H100 at 40 % of its peak in training, "
+            "15 % in evaluation, 0.1 % in eigenvalues"
         )
     for lack in missing:
         console.print(f"[yellow]missing here:[/] {escape(lack)}")
@@ -137,6 +138,8 @@ def show_end(store: Store, asked: Study, files: Sequence[Path], ui: str) -> int:
             print(f"{spec.PRODUCT}: {store.product(spec)}")
             if isinstance(spec, specs.Ranking):
                 print(_first_units(store, spec))
+            if isinstance(spec, specs.Fingerprint):
+                print(_verdict(store, spec))
     for path in files:
         print(f"figure: {path}")
     states = {name: study.point_status(store, spec) for name, spec in wanted.items()}
@@ -187,6 +190,18 @@ def _first_units(store: Store, ranking: specs.Ranking) -> str:
     )
     unit = {"head": "layer.head", "matrix": "layer.role", "layer": "layer"}[ranking.unit]
     return f"  {ranking.criterion} {ranking.direction}, {unit} (score): {first}{rest}{said}"
+
+
+def _verdict(store: Store, fingerprint: specs.Fingerprint) -> str:
+    """The answer, and for each role the medians of matched matrices with those of the controls in brackets."""
+    found = read_json(store.product(fingerprint) / "verdict.json")
+    names = {"nf": "NF", "residual": "residual side", "head": "heads' side"}
+    lines = [
+        f"    {role['role']}: "
+        + ", ".join(f"{name} {role[f'matched_{key}']:.3f} ({role[f'control_{key}']:.3f})" for key, name in names.items())
+        for role in found["roles"]
+    ]
+    return "\n".join([f"  {found['sentence']}", *lines])
 
 
 def _row(step: Step) -> tuple[str, str, str, str]:

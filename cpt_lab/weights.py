@@ -41,9 +41,10 @@ class StoredWeights(Mapping[str, "torch.Tensor"]):
         self._last: tuple[str, torch.Tensor] | None = None
 
     def __getitem__(self, name: str) -> torch.Tensor:
-        if self._last is None or self._last[0] != name:
-            self._last = (name, read(self._parameters[name]))
-        return self._last[1]
+        last = self._last  # another thread may ask for another one in the meantime
+        if last is None or last[0] != name:
+            last = self._last = (name, read(self._parameters[name]))
+        return last[1]
 
     def __contains__(self, name: object) -> bool:
         return name in self._parameters

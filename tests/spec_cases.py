@@ -8,6 +8,7 @@ from cpt_lab.specs import (
     BuiltinCorpus,
     Evaluation,
     FilesCorpus,
+    Fingerprint,
     FolderCheckpoint,
     GenerateTask,
     HarnessTask,
@@ -25,6 +26,8 @@ from cpt_lab.specs import (
     Recipe,
     Spec,
     Spectra,
+    SpectralColumns,
+    SpectralPart,
     Tokens,
     TopOf,
     TrainedCheckpoint,
@@ -57,6 +60,9 @@ BASE = HubCheckpoint(id="owner/model", revision="abc", shape=SHAPE)
 FOLDER = FolderCheckpoint(path="/models/tuned", weights_digest="cd34", shape=SHAPE)
 TUNED = TrainedCheckpoint(shape=SHAPE, start=BASE, tokenizer=HUB_TOKENIZER, mixture=MIXTURE, recipe=RECIPE)
 SPECTRA = Spectra(checkpoint=TUNED, against=BASE, measures=("frobenius_norm",))
+SPECTRAL_PART = SpectralPart(checkpoint=TUNED, against=BASE, layer=0, scope="heads", of="null", seed=0)
+SPECTRAL_COLUMNS = SpectralColumns(checkpoint=TUNED, against=BASE, scope="heads", family="norms", measures=("frobenius_norm",))
+FINGERPRINT = Fingerprint(checkpoint=TUNED, against=BASE)
 DELTA_NORM = Ranking(criterion="delta_norm", direction="ascending", shape=SHAPE, spectra=(SPECTRA,))
 RANDOM = Ranking(criterion="random", direction="descending", shape=SHAPE, seed=0)
 SUMS = GenerateTask(name="sums", corpus=MATH, items=4, max_new_tokens=8)
@@ -79,5 +85,5 @@ EVALUATION = Evaluation(checkpoint=PATCHED, protocol=PROTOCOL)
 
 ONE_OF_EACH: tuple[Spec, ...] = (
     *(MATH, FILES, HUB, BPE, HUB_TOKENIZER, TOKENS),
-    *(BASE, FOLDER, TUNED, SPECTRA, DELTA_NORM, PATCHED, PROTOCOL, EVALUATION),
+    *(BASE, FOLDER, TUNED, SPECTRAL_PART, SPECTRAL_COLUMNS, SPECTRA, FINGERPRINT, DELTA_NORM, PATCHED, PROTOCOL, EVALUATION),
 )

@@ -40,7 +40,7 @@ def test_the_plan_of_the_7b_rewind_says_what_is_to_do_and_what_is_missing(planne
     answer, _ = planned
     assert answer.code == 0
     assert answer.out.startswith("study rewind_7b: 238 points, 0 done")
-    assert "5 spectra, 1025 probe, 17 rank, 205 evaluate" in answer.out  # all curves share the point at 0, and the one at 1
+    assert "160 spectra, 10 tables, 1025 probe, 17 rank, 205 evaluate" in answer.out  # all curves share the point at 0, and the one at 1
     missing = [line for line in answer.out.splitlines() if line.startswith("missing here: ")]
     assert any("allenai/OLMo-2-1124-7B (stage1-step928646-tokens3896B)" in line for line in missing)
     assert any("allenai/dolmino-mix-1124" in line for line in missing)

@@ -218,6 +218,27 @@ def test_models_of_two_sizes_are_refused_with_the_first_size_that_differs(tmp_pa
         assert "num_layers is 2 in tuned and 3 in base" in said
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("spectra.measures=papr",), "spectra.measures: unknown spectral measure or preset 'papr' (did you mean paper"),
+        (("spectra.measures=[stable_rank,pl_alfa]",), "'pl_alfa' (did you mean pl_alpha"),
+        (("spectra=post_training", "spectra.against=null"), "the measures of post_training compare two checkpoints and there is one"),
+        (("spectra.measures=svsm_mean", "spectra.against=null"), "svsm_mean compares two checkpoints"),
+        (("spectra.of=base",), "spectra.of and spectra.against are both base"),
+        (("spectra.of=tund",), "unknown checkpoint 'tund' (did you mean tuned?)"),
+        (("spectra.roles=[]",), "a spectra table of no roles has no rows"),
+        (("spectra.roles=[gat]",), "spectra.roles: unknown role 'gat' (did you mean gate"),
+        (("spectra.min_tail=3",), "spectra.min_tail: input should be greater than or equal to 5"),
+        (("spectra.blocks=head",), "spectra.blocks: input should be 'all', 'heads' or 'matrices'"),
+        (("spectra.ks=two",), "spectra.ks: input should be 'clauset' or 'two_sided'"),
+        (("spectra.measure=paper",), "unknown setting 'spectra.measure'"),
+    ],
+)
+def test_a_table_of_spectra_that_makes_no_sense_is_refused(tmp_path: Path, words: tuple[str, ...], message: str) -> None:
+    assert message in refusal(tmp_path, "target=spectra", *words)
+
+
 def test_models_of_two_families_are_refused(tmp_path: Path, checkpoint: Path) -> None:
     base = tiny_checkpoint(tmp_path / "base", family="llama")
     assert "family is olmo2 in tuned and llama in base" in refusal(tmp_path, "target=spectra", *folders(checkpoint, base))

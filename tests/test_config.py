@@ -12,7 +12,9 @@ from compositions import CONF, EXPERIMENTS, composed, hydra, points, whole
 from cpt_lab import config
 from cpt_lab import points as points_of
 from cpt_lab.interventions.rewind import Rewind
-from cpt_lab.specs import Evaluation, HubCheckpoint, Patched, Spec, TopOf, TrainedCheckpoint, digest, key
+from cpt_lab.specs import Evaluation, HubCheckpoint, Patched, Spec, Spectra, TopOf, TrainedCheckpoint, digest, key
+from cpt_lab.spectra import PRESETS
+from cpt_lab.spectra.choice import chosen
 from hydra_plugins.cpt_packed._compose import compose
 
 NEEDED = {"tracking/server": ["tracking.uri=http://localhost:5000"]}  # what a file leaves to its user
@@ -93,7 +95,7 @@ def test_every_file_of_every_group_composes_on_its_own(choice: str) -> None:
     (data,) = composed(f"{group}={name}", *NEEDED.get(choice, []))
     parsed = config.parse(data)
     value = getattr(parsed, group)
-    if group not in ("training", "tracking"):
+    if group not in ("training", "tracking", "spectra"):
         assert (value["name"] if isinstance(value, dict) else value.name) == name
 
 
@@ -175,6 +177,29 @@ def test_a_key_does_not_depend_on_where_and_how_things_are_computed(words: tuple
 def test_a_key_depends_on_what_is_computed(word: str) -> None:
     (before,), (after,) = points(*ONE_POINT), points(*ONE_POINT, word)
     assert key(before.spec) != key(after.spec)
+
+
+@pytest.mark.parametrize("preset", sorted(path.stem for path in (CONF / "spectra").glob("*.yaml")))
+def test_a_preset_of_spectra_measures_what_its_name_says(preset: str) -> None:
+    (point,) = points("target=spectra", f"spectra={preset}")
+    assert isinstance(point.spec, Spectra)
+    assert point.spec.measures == chosen(preset, pair=point.spec.against is not None)
+    assert set(PRESETS) >= {preset}
+
+
+def test_a_table_of_spectra_is_of_the_checkpoints_and_settings_that_are_named() -> None:
+    words = ("spectra.roles=[down,q]", "spectra.null_model=permute", "spectra.seed=4", "spectra.measures=[stable_rank,mp_edge]")
+    made = points("target=spectra", "spectra.of=tuned,reference", "spectra.against=base,null", *words)
+    assert [point.name for point in made] == ["tuned base", "tuned", "reference base", "reference"]
+    tables = [point.spec for point in made]
+    assert all(isinstance(table, Spectra) for table in tables)
+    first, alone, other, _ = (table for table in tables if isinstance(table, Spectra))
+    assert (first.roles, first.null_model, first.seed, first.measures) == (("q", "down"), "permute", 4, ("stable_rank", "mp_edge"))
+    assert alone.checkpoint == first.checkpoint
+    assert alone.against is None
+    assert isinstance(first.checkpoint, TrainedCheckpoint)
+    assert first.against == first.checkpoint.start == other.against
+    assert other.checkpoint != first.checkpoint
 
 
 def test_an_integer_and_a_whole_float_are_one_key() -> None:

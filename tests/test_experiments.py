@@ -16,7 +16,18 @@ from cpt_lab.interventions.prune_layers import PruneLayers
 from cpt_lab.interventions.scale_transplant import ScaleTransplant
 from cpt_lab.interventions.soup import Soup
 from cpt_lab.interventions.truncate import Truncate
-from cpt_lab.specs import Checkpoint, Evaluation, HubCheckpoint, Intervention, ModelShape, Patched, TrainedCheckpoint, identity, key
+from cpt_lab.specs import (
+    Checkpoint,
+    Evaluation,
+    HubCheckpoint,
+    Intervention,
+    ModelShape,
+    Patched,
+    Spectra,
+    TrainedCheckpoint,
+    identity,
+    key,
+)
 from cpt_lab.study import Point
 from factory import tiny_config
 
@@ -67,8 +78,12 @@ EXPECTED = {
     *(f"truncate_{name}" for name in ("1b", "7b", "13b", "7b_inst")),
     *(f"soup_{pair}_{size}" for pair in PAIRS for size in ("1b", "7b")),
     "transplant_1b",
+    "fingerprint",
     *(f"{kind}_{model}" for kind in ("scale_transplant", "rotate") for model in POST_TRAINED),
     *(f"prune_{model}" for model in PRUNED),
+    *(f"spectra_{size}" for size in BATCHES),
+    *(f"post_training_{model}" for model in POST_TRAINED),
+    *("heterogeneity_1b", "evolution_1b"),
 }
 
 
@@ -250,6 +265,58 @@ def test_pruning_compares_ways_to_choose_up_to_a_third_of_the_layers(model: str)
     assert ranking == "pl_alpha"
 
 
+@pytest.mark.parametrize("size", BATCHES)
+def test_spectra_are_of_the_release_and_of_its_continual_pretraining_alone_and_against_it(size: str) -> None:
+    release, *trained = [table(point) for point in points(f"+experiment=spectra_{size}")]
+    assert isinstance(release.checkpoint, HubCheckpoint)
+    assert release.checkpoint.shape.name == f"olmo2_{size}"
+    assert release.against is None
+    domains = ("math", "inst", "code", "text") if size in ("1b", "7b") else ("math", "text")
+    found = set()
+    for one in trained:
+        assert isinstance(one.checkpoint, TrainedCheckpoint)
+        assert one.checkpoint.start == release.checkpoint
+        assert one.checkpoint.recipe.batch_sequences == BATCHES[size]
+        assert one.against in (None, release.checkpoint)
+        found.add((one.checkpoint.mixture.name, one.against is None))
+    assert found == {(f"{domain}_20b", alone) for domain in domains for alone in (True, False)}
+    assert key(trained[0].checkpoint) == key(loaded(points(f"+experiment=rewind_{size}")[0]))
+
+
+def test_heterogeneity_compares_three_domains_on_a_base_of_much_and_of_little_text() -> None:
+    found = set()
+    for one in map(table, points("+experiment=heterogeneity_1b")):
+        assert isinstance(one.checkpoint, TrainedCheckpoint)
+        assert one.checkpoint.start == one.against
+        tokens = one.against.mixture.tokens if isinstance(one.against, TrainedCheckpoint) else None
+        found.add((one.checkpoint.mixture.name, tokens))
+        assert one.indices
+        assert {"frobenius_norm", "agreement_residual_max"} <= set(one.measures)
+    assert found == {(f"{domain}_20b", tokens) for domain in ("math", "inst", "text") for tokens in (20 * BILLION, None)}
+
+
+def test_evolution_goes_from_20_billion_tokens_to_the_release() -> None:
+    tables = [table(point) for point in points("+experiment=evolution_1b")]
+    tokens = [one.checkpoint.mixture.tokens for one in tables if isinstance(one.checkpoint, TrainedCheckpoint)]
+    assert tokens == [20 * BILLION, 100 * BILLION, 400 * BILLION]
+    assert isinstance(tables[-1].checkpoint, HubCheckpoint)
+    for one in tables:
+        assert one.against is None
+        assert {"frobenius_norm", "mp_edge", "rank_decay_alpha", "spectral_gap"} <= set(one.measures)
+
+
+@pytest.mark.parametrize("model", POST_TRAINED)
+def test_post_training_compares_both_models_of_a_triple_with_their_base_matrix_by_matrix(model: str) -> None:
+    tables = [table(point) for point in points(f"+experiment=post_training_{model}")]
+    base, instruct, reasoning = POST_TRAINED[model]
+    assert [hub_id(one.checkpoint) for one in tables] == [instruct, reasoning]
+    for one in tables:
+        assert one.against is not None
+        assert hub_id(one.against) == base
+        assert one.blocks == "matrices"
+        assert {"svsm_mean", "svsm_std", "rotation_nf", "agreement_residual_max"} <= set(one.measures)
+
+
 def test_points_that_experiments_share_have_one_key() -> None:
     """Soups, rewinds and truncations of one size stand on the same CPT runs."""
     names = ("rewind_1b", "truncate_1b", "soup_math_inst_1b", "transplant_1b")
@@ -276,6 +343,11 @@ def shape_of(model: str) -> ModelShape:
 def loaded(point: Point) -> Checkpoint:
     assert isinstance(point.spec, Evaluation)
     return point.spec.loaded
+
+
+def table(point: Point) -> Spectra:
+    assert isinstance(point.spec, Spectra)
+    return point.spec
 
 
 def change(point: Point) -> Intervention | None:

@@ -16,13 +16,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from cpt_lab.architecture import ATTENTION_ROLES, num_blocks, role_slices
+from cpt_lab.checkpoints import in_folder
 from cpt_lab.interventions import Rewind
 from cpt_lab.orderings import build_ranking, ranking
 from cpt_lab.patch import LiveModel, apply
 from cpt_lab.specs import Head, Heads, ModelShape, Spectra
-from cpt_lab.spectra.table import WHOLE, build_table
+from cpt_lab.spectra.blocks import WHOLE
 from cpt_lab.weights import open_weights, save_checkpoint
 from factory import folder_spec, tiny_checkpoint, tiny_model, tiny_shapes, workspace
+from spectral_tables import built, product
 
 SHAPES = tiny_shapes(kv_heads=(4, 2))
 PLAIN = [shape for shape in SHAPES if not re.search("[+-]", shape.family) and shape.num_kv_heads == shape.num_heads]
@@ -203,12 +205,10 @@ def delta_norms(tuned: dict[str, Tensor], base: dict[str, Tensor], shape: ModelS
 @pytest.mark.parametrize("shape", SHAPES, ids=name)
 def test_tables_and_orders_of_the_heads_are_those_of_plain_loops(shape: ModelShape, tmp_path: Path) -> None:
     folders = [saved(shape, tmp_path / part, seed=seed) for seed, part in enumerate(["tuned", "base"])]
-    tuned, base = (folder_spec(folder, shape) for folder in folders)
+    tuned, base = (in_folder(folder) for folder in folders)
     ranked = ranking("delta_norm", "descending", tuned=tuned, base=base, roles=("q", "o"))
-    work = workspace(tmp_path / "table")
-    build_table(ranked.spectra[0], checkpoint=folders[0], against=folders[1], work=work)
     order = workspace(tmp_path / "order")
-    build_ranking(ranked, [work.product], order)
+    build_ranking(ranked, [product(ranked.spectra[0], tmp_path / "results")], order)
     scores = pd.read_parquet(order.product / "scores.parquet")["score"].to_numpy().reshape(shape.num_layers, shape.num_heads)
     expected = delta_norms(*pair(shape), shape)
     np.testing.assert_allclose(scores, expected, rtol=1e-10)
@@ -219,10 +219,7 @@ def test_tables_and_orders_of_the_heads_are_those_of_plain_loops(shape: ModelSha
 @pytest.mark.parametrize("shape", SHAPES, ids=name)
 def test_the_heads_of_a_role_are_together_the_whole_matrix(shape: ModelShape, tmp_path: Path) -> None:
     folder = saved(shape, tmp_path / "model")
-    work = workspace(tmp_path / "table")
-    spec = Spectra(checkpoint=folder_spec(folder, shape), measures=("frobenius_norm",))
-    build_table(spec, checkpoint=folder, against=None, work=work)
-    table = pd.read_parquet(work.product / "table.parquet")
+    table = built(Spectra(checkpoint=in_folder(folder), measures=("frobenius_norm",)), tmp_path / "results")
     parameters = dict(tiny_model(shape).named_parameters())
     for layer in range(shape.num_layers):
         for role in table["role"].unique():

@@ -35,8 +35,9 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"app"}),
     frozenset({"__main__"}),
 )
-# specs reads the kinds of interventions back, which build on specs: the one circle, and only when it is called.
-CIRCLES = frozenset({("specs", "interventions")})
+# Only when they are called: specs reads the kinds of interventions back, which build on specs, and knows the measures of spectra by name;
+# the tables for notebooks are built where the call stands.
+CIRCLES = frozenset({("specs", "interventions"), ("specs", "spectra"), ("spectra", "local")})
 NEVER_EACH_OTHER = (("interventions", "orderings"), ("interventions", "spectra"), ("training", "evaluation"))
 
 # Who alone may import what, wherever in the file.
@@ -52,7 +53,7 @@ HEAVY = ("torch", "numpy", "pandas", "transformers", "mlflow", "lm_eval", "olmo_
 LIGHT = (
     "cpt_lab",
     *(f"cpt_lab.{name}" for name in ("specs", "store", "plan", "study", "interventions", "orderings", "launch", "report", "progress")),
-    *(f"cpt_lab.{name}" for name in ("local", "remote", "config", "app")),
+    *(f"cpt_lab.{name}" for name in ("local", "remote", "config", "app", "spectra", "spectra.choice", "spectra.blocks")),
 )
 LONGEST_FUNCTION, LONGEST_LAUNCHER = 60, 400
 

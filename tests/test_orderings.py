@@ -10,11 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cpt_lab.checkpoints import in_folder
 from cpt_lab.orderings import CRITERIA, DELTA_MEASURES, build_ranking, order, per_head, ranking, scale01
 from cpt_lab.specs import ModelShape, Ranking, key
-from cpt_lab.spectra.table import build_table
+from cpt_lab.spectra import NAMES
 from factory import folder_spec, tiny_checkpoint, tiny_shape, workspace
 from spec_cases import PROTOCOL
+from spectral_tables import product
 
 SHAPE = tiny_shape()
 SQUARE = tiny_shape(num_heads=2)  # 2 layers x 2 heads
@@ -139,6 +141,13 @@ def test_a_spectral_criterion_of_a_delta_shares_the_table_of_the_norms() -> None
     assert key(ranked("spectral", column="stable_rank", of="delta")) != key(ranked("spectral", column="spectral_norm", of="delta"))
 
 
+@pytest.mark.parametrize("column", NAMES)
+def test_every_spectral_measure_can_be_a_criterion_of_the_delta(column: str) -> None:
+    (table,) = ranked("spectral", column=column, of="delta").spectra
+    assert column in table.measures
+    assert (table.checkpoint, table.against) == (TUNED, BASE)
+
+
 # ----------------------------------------------------------------------------------------------------------- the units
 
 
@@ -159,15 +168,14 @@ def test_the_norm_of_a_matrix_is_its_own_and_not_that_of_its_heads() -> None:
     assert CRITERIA["delta_norm"].score(spec, pd.concat([norms([[3, 5], [8, 0]]), whole])).tolist() == [[7, 9], [8, 1]]
 
 
-@pytest.mark.parametrize(("unit", "parts", "blocks"), [("head", 4, "heads"), ("layer", 1, "heads"), ("matrix", 7, "all")])
+@pytest.mark.parametrize(("unit", "parts", "blocks"), [("head", 4, "heads"), ("layer", 1, "heads"), ("matrix", 7, "matrices")])
 def test_a_ranking_of_any_unit_is_built_and_read_back(tmp_path: Path, unit: str, parts: int, blocks: str) -> None:
     folders = {name: tiny_checkpoint(tmp_path / name, seed=seed) for seed, name in enumerate(["tuned", "base"])}
-    tuned, base = (folder_spec(folder, SHAPE) for folder in folders.values())
+    tuned, base = (in_folder(folder) for folder in folders.values())
     spec = ranking("delta_norm", "ascending", tuned=tuned, base=base, unit=unit)
-    table, work = workspace(tmp_path / "table"), workspace(tmp_path / "ranking")
+    work = workspace(tmp_path / "ranking")
     assert spec.spectra[0].blocks == blocks
-    build_table(spec.spectra[0], checkpoint=folders["tuned"], against=folders["base"], work=table)
-    build_ranking(spec, [table.product], work)
+    build_ranking(spec, [product(spec.spectra[0], tmp_path / "results")], work)
     written = json.loads((work.product / "ranking.json").read_text())
     scores = pd.read_parquet(work.product / "scores.parquet")
     assert sorted(map(tuple, written["order"])) == sorted(spec.units)
@@ -183,24 +191,22 @@ def test_a_ranking_of_any_unit_is_built_and_read_back(tmp_path: Path, unit: str,
 
 def test_the_score_of_a_layer_is_the_mean_over_its_heads(tmp_path: Path) -> None:
     folders = {name: tiny_checkpoint(tmp_path / name, seed=seed) for seed, name in enumerate(["tuned", "base"])}
-    tuned, base = (folder_spec(folder, SHAPE) for folder in folders.values())
+    tuned, base = (in_folder(folder) for folder in folders.values())
     found = {}
     for unit in ("head", "layer"):
         spec = ranking("agreement", "ascending", tuned=tuned, base=base, unit=unit)
-        table, work = workspace(tmp_path / f"table {unit}"), workspace(tmp_path / unit)
-        build_table(spec.spectra[0], checkpoint=folders["tuned"], against=folders["base"], work=table)
-        build_ranking(spec, [table.product], work)
+        work = workspace(tmp_path / unit)
+        build_ranking(spec, [product(spec.spectra[0], tmp_path / "results")], work)
         found[unit] = pd.read_parquet(work.product / "scores.parquet").groupby("layer")["score"].mean()
     assert found["layer"].tolist() == pytest.approx(found["head"].tolist())
 
 
 def test_a_measure_that_no_block_is_large_enough_for_is_said_so(tmp_path: Path) -> None:
     folder = tiny_checkpoint(tmp_path / "base")
-    spec = ranking("pl_ks", "ascending", tuned=folder_spec(folder, SHAPE), base=folder_spec(folder, SHAPE))
-    table = workspace(tmp_path / "table")
-    build_table(spec.spectra[0], checkpoint=folder, against=None, work=table)
+    spec = ranking("pl_ks", "ascending", tuned=in_folder(folder), base=in_folder(folder))
+    table = product(spec.spectra[0], tmp_path / "results")
     with pytest.raises(ValueError, match="no score for any head: its blocks have too few singular values"):
-        build_ranking(spec, [table.product], workspace(tmp_path / "ranking"))
+        build_ranking(spec, [table], workspace(tmp_path / "ranking"))
 
 
 # --------------------------------------------------------------------------------------------------------- the ranking
@@ -211,7 +217,7 @@ def test_criteria_of_one_pair_share_the_table_of_its_delta() -> None:
     assert [table.checkpoint for table in both.spectra] == [TUNED, REFERENCE]
     assert [table.against for table in both.spectra] == [BASE, BASE]
     assert key(both.spectra[0]) == key(one.spectra[0])
-    assert both.spectra[0].measures == tuple(sorted(DELTA_MEASURES))
+    assert both.spectra[0].measures == DELTA_MEASURES
 
 
 def test_a_random_order_reads_nothing_and_is_the_same_whatever_the_roles() -> None:
@@ -240,6 +246,7 @@ def test_the_order_in_which_roles_are_named_does_not_matter() -> None:
         ("spectral", {"column": "stable_rnk", "of": "delta"}, r"unknown spectral measure 'stable_rnk' \(did you mean stable_rank"),
         ("spectral", {"column": "stable_rank", "of": "text"}, "unknown place of a spectral measure 'text'; there are base, delta, tuned"),
         ("spectral", {"column": "agreement_head_max", "of": "base"}, r"compares tuned with the base.*set criterion\.of=delta"),
+        ("spectral", {"column": "svsm_mean", "of": "tuned"}, r"compares tuned with the base.*set criterion\.of=delta"),
         ("greedy", {}, "needs a protocol"),
         ("greedy", {"protocol": PROTOCOL, "metric": "drop/f1"}, r"'drop/f1', and protocol tiny has the tasks sums, prose, gsm8k"),
         ("from_file", {}, r"needs a file: set criterion\.file"),
@@ -255,11 +262,10 @@ def test_a_ranking_that_makes_no_sense_is_refused(criterion: str, settings: dict
 def test_the_head_that_changed_most_comes_first_in_a_built_ranking(tmp_path: Path, kv_heads: int) -> None:
     shape = tiny_shape(num_kv_heads=kv_heads)
     folders = {name: tiny_checkpoint(tmp_path / name, seed=seed, num_kv_heads=kv_heads) for seed, name in enumerate(["tuned", "base"])}
-    tuned, base = (folder_spec(folder, shape) for folder in folders.values())
+    tuned, base = (in_folder(folder) for folder in folders.values())
     spec = ranking("delta_norm", "descending", tuned=tuned, base=base)
-    table, work = workspace(tmp_path / "table"), workspace(tmp_path / "ranking")
-    build_table(spec.spectra[0], checkpoint=folders["tuned"], against=folders["base"], work=table)
-    build_ranking(spec, [table.product], work)
+    work = workspace(tmp_path / "ranking")
+    build_ranking(spec, [product(spec.spectra[0], tmp_path / "results")], work)
     written = json.loads((work.product / "ranking.json").read_text())
     scores = pd.read_parquet(work.product / "scores.parquet")
     assert (written["criterion"], written["direction"]) == ("delta_norm", "descending")

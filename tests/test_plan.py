@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import groupby
+from typing import Literal
 
 import pytest
 from hypothesis import given
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from cpt_lab import plan
 from cpt_lab.plan import Plan, Rate, gpu_hours, pack
-from cpt_lab.specs import Evaluation, Mixture, Part, Spec, closure, key
+from cpt_lab.specs import Evaluation, Mixture, Part, Spec, SpectralPart, closure, key
 from cpt_lab.store import State, Status
 from cpt_lab.study import Point
 from spec_cases import (
@@ -31,7 +32,7 @@ from spec_cases import (
     rewound_heads,
 )
 
-RATE = Rate(flops=1e12, train_share=0.5, read_share=0.25)
+RATE = Rate(flops=1e12, train_share=0.5, read_share=0.25, spectra_share=0.01)
 ORDER = tuple((layer, head) for layer in (1, 0) for head in range(4))
 Look = Callable[[Spec], Status]
 
@@ -63,6 +64,10 @@ def evaluations(count: int, *, protocol: int = 0) -> list[Evaluation]:
     return [Evaluation(checkpoint=rewound_heads(*heads[: index + 1]), protocol=scored) for index in range(count)]
 
 
+def part(scope: Literal["heads", "attention", "mlp"]) -> SpectralPart:
+    return SpectralPart(checkpoint=TUNED, against=BASE, layer=0, scope=scope, of="values")
+
+
 # ------------------------------------------------------------------------------------------------------------------ steps
 
 
@@ -70,7 +75,7 @@ def test_with_nothing_done_the_plan_is_the_whole_closure_with_needs_first() -> N
     made = planned(EVALUATION)
     assert [step.key for step in made.steps] == [key(spec) for spec in closure([EVALUATION])]
     assert made.done == ()
-    assert list(made.stages()) == ["data", "cpt", "spectra", "rank", "evaluate"]
+    assert list(made.stages()) == ["data", "cpt", "spectra", "tables", "rank", "evaluate"]
 
 
 def test_a_base_that_is_trained_here_comes_a_stage_before_its_cpt() -> None:
@@ -157,6 +162,14 @@ def test_points_that_share_a_model_and_a_protocol_lie_together_in_their_order(po
         assert [name for name in in_packs if protocol_of[name] == seed] == [key(each) for each in points if each.protocol.seed == seed]
 
 
+def test_the_layers_of_a_table_are_shared_out_to_workers_and_so_are_its_columns() -> None:
+    made = planned(SPECTRA.but(checkpoint=BASE, against=None), workers=3)
+    parts, columns = ([step.key for step in made.stages()[stage]] for stage in ("spectra", "tables"))
+    assert len(parts) == 2 * 3  # two layers of heads, attention, mlp
+    assert [[name for name in names if name in parts] for names in made.packs] == [parts[:2], parts[2:4], parts[4:]]
+    assert sum(made.packs, ()) == (*parts[:2], columns[0], *parts[2:4], columns[1], *parts[4:], *columns[2:])
+
+
 @pytest.mark.parametrize("workers", [0, -1])
 def test_without_a_worker_nothing_can_be_packed(workers: int) -> None:
     with pytest.raises(ValueError, match="needs at least one worker"):
@@ -198,6 +211,16 @@ def test_evaluation_cost_is_proportional_to_the_items_and_the_same_for_a_patched
     assert cost(3, patched=True) == cost(3)
 
 
+def test_a_decomposition_costs_its_gram_matrices_and_their_eigenvalues() -> None:
+    heads = (2 * 32 * 8**2 + 4 / 3 * 8**3) * 16  # q, k, v and o of four heads, 32 x 8
+    mlp = (2 * 48 * 32**2 + 4 / 3 * 32**3) * 3  # 48 x 32
+    assert gpu_hours(part("heads"), RATE) == pytest.approx(heads / (0.01 * 1e12) / 3600)
+    assert gpu_hours(part("mlp"), RATE) == pytest.approx(mlp / (0.01 * 1e12) / 3600)
+    assert gpu_hours(part("mlp").but(of="null", seed=0), RATE) == gpu_hours(part("mlp"), RATE)
+    assert gpu_hours(part("mlp").but(of="pair"), RATE) > 3 * gpu_hours(part("mlp"), RATE)
+
+
 def test_what_reads_no_tokens_costs_nothing_and_the_plan_sums_its_steps() -> None:
     assert gpu_hours(SPECTRA, RATE) == gpu_hours(MATH, RATE) == 0.0
-    assert planned(EVALUATION).gpu_hours == pytest.approx(gpu_hours(TUNED, RATE) + gpu_hours(EVALUATION, RATE))
+    steps = [TUNED, EVALUATION, *(part(scope).but(layer=layer) for scope in ("heads", "attention", "mlp") for layer in range(2))]
+    assert planned(EVALUATION).gpu_hours == pytest.approx(sum(gpu_hours(step, RATE) for step in steps))

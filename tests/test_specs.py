@@ -67,12 +67,15 @@ PINNED = {
     "folder-9c09b7362081b1d0": cases.FOLDER,
     "pretrain-math-text-1000-23bd8883f0001cfd": cases.PRETRAINED,
     "cpt-math-text-1000-265611edf0e14166": cases.TUNED,
-    "cpt-math-text-1000-delta-855073ba370eadc6": cases.SPECTRA,
-    "delta_norm-ascending-9b7515a70d3606a8": cases.DELTA_NORM,
+    "null-heads-layer0-cpt-math-text-1000-delta-fda3c3f172fe9e65": cases.SPECTRAL_PART,
+    "norms-heads-cpt-math-text-1000-delta-40d480ad48932690": cases.SPECTRAL_COLUMNS,
+    "cpt-math-text-1000-delta-971ba2f4169e5a34": cases.SPECTRA,
+    "cpt-math-text-1000-from-model-abc-8e28e1a8da30ae31": cases.FINGERPRINT,
+    "delta_norm-ascending-cf2119c590c191c8": cases.DELTA_NORM,
     "random-descending-seed0-30556564cf758625": cases.RANDOM,
-    "rewind-delta_norm-ascending-0.25-30d2d72dfedd9218": cases.PATCHED,
+    "rewind-delta_norm-ascending-0.25-0d0c506275d5f8aa": cases.PATCHED,
     "tiny-a818e2130fc84e10": cases.PROTOCOL,
-    "tiny-rewind-delta_norm-ascending-0.25-5f53f3981ec4ef7f": cases.EVALUATION,
+    "tiny-rewind-delta_norm-ascending-0.25-dc8a54a2e21b3319": cases.EVALUATION,
 }
 PART = cases.MIXTURE.parts[0]
 HEADS = Heads(heads=((0, 1), (1, 2)))
@@ -116,7 +119,21 @@ CHANGES: tuple[tuple[Spec, dict[str, Any]], ...] = (
         {"shape": SHAPE.but(mlp_size=64), "start": None, "tokenizer": cases.BPE, "mixture": cases.MIXTURE.but(seed=1)}
         | {"recipe": cases.RECIPE.but(seed=1)},
     ),
-    (cases.SPECTRA, {"checkpoint": cases.PRETRAINED, "against": None, "measures": ("stable_rank",), "blocks": "heads"}),
+    (
+        cases.SPECTRAL_PART,
+        {"checkpoint": cases.PRETRAINED, "against": None, "layer": 1, "scope": "mlp", "of": "pair", "seed": 1},
+    ),
+    (
+        cases.SPECTRAL_COLUMNS,
+        {"checkpoint": cases.PRETRAINED, "against": None, "scope": "mlp", "family": "power_law", "measures": ("pl_ks",), "min_tail": 12}
+        | {"ks": "two_sided", "null_model": "permute", "samples": 10, "seed": 1},
+    ),
+    (
+        cases.SPECTRA,
+        {"checkpoint": cases.PRETRAINED, "against": None, "measures": ("stable_rank",), "blocks": "heads", "roles": ("q",), "min_tail": 12}
+        | {"ks": "two_sided", "null_model": "permute", "samples": 10, "seed": 1, "indices": True},
+    ),
+    (cases.FINGERPRINT, {"checkpoint": BASE, "against": TUNED, "controls": (cases.FOLDER,), "layers": None, "mismatches": 1}),
     (
         DELTA_NORM,
         {"criterion": "random", "direction": "descending", "shape": SHAPE.but(num_layers=3), "unit": "layer", "roles": ("q",), "seed": 1}
@@ -243,8 +260,15 @@ def test_a_list_and_a_tuple_have_the_same_key() -> None:
 
 def test_sets_have_one_key_whatever_the_order_and_the_repetitions() -> None:
     assert digest(Heads(heads=((1, 2), (0, 1), (1, 2)))) == digest(HEADS)
+    one = Spectra(checkpoint=BASE, measures=("stable_rank",), roles=("q", "up"))
+    assert key(one) == key(one.but(roles=("up", "q", "q"), measures=("stable_rank", "stable_rank")))
+
+
+def test_the_order_of_measures_is_that_of_the_columns_and_changes_the_key_of_the_table_alone() -> None:
     one = Spectra(checkpoint=BASE, measures=("stable_rank", "frobenius_norm"))
-    assert key(one) == key(one.but(measures=("frobenius_norm", "stable_rank", "stable_rank")))
+    other = one.but(measures=("frobenius_norm", "stable_rank"))
+    assert key(one) != key(other)
+    assert [key(need) for need in one.needs()] == [key(need) for need in other.needs()]
 
 
 @given(st.permutations(list(EVALUATION.model_dump())), st.permutations(list(SHAPE.model_dump())))

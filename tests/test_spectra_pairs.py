@@ -2,31 +2,34 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from cpt_lab.architecture import head_matrix, is_transposed
 from cpt_lab.edits import narrow
-from cpt_lab.specs import Spectra
 from cpt_lab.spectra import AGREEMENTS
-from cpt_lab.spectra.pairs import PAIR_MEASURES, noise_floor, pair
-from cpt_lab.spectra.table import build_table
+from cpt_lab.spectra.families import FAMILIES
+from cpt_lab.spectra.pairs import noise_floor, pair
 from cpt_lab.weights import open_weights
-from factory import folder_spec, tiny_checkpoint, tiny_shape, workspace
+from factory import tiny_shape
+from spectra_cases import orthonormal, random
+from spectral_tables import built, saved, table_spec
 
 VALUES = ("agreement_residual_max", "agreement_residual_diagonal", "agreement_head_max", "agreement_head_diagonal")
 
 
-def random(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+def columns(base: torch.Tensor, tuned: torch.Tensor) -> dict[str, torch.Tensor]:
+    return FAMILIES["agreement"].columns(pair(base, tuned), VALUES)
 
 
 def measured(base: torch.Tensor, tuned: torch.Tensor) -> dict[str, float]:
-    return {name: float(PAIR_MEASURES[name](pair(base, tuned))) for name in VALUES}
+    return {name: float(value) for name, value in columns(base, tuned).items()}
 
 
 def by_numpy(base: np.ndarray, tuned: np.ndarray) -> dict[str, float]:
@@ -63,7 +66,7 @@ def test_agreements_equal_those_of_numpy(shape: tuple[int, int]) -> None:
     base, tuned = random(3, *shape), random(3, *shape, seed=1)
     for index in range(3):
         expected = by_numpy(base[index].numpy(), tuned[index].numpy())
-        assert {name: float(PAIR_MEASURES[name](pair(base, tuned))[index]) for name in VALUES} == pytest.approx(expected, rel=1e-9)
+        assert {name: float(value[index]) for name, value in columns(base, tuned).items()} == pytest.approx(expected, rel=1e-9)
 
 
 def test_ill_conditioned_blocks_equal_those_of_numpy_too() -> None:
@@ -86,23 +89,38 @@ def test_random_blocks_agree_about_as_much_as_noise() -> None:
     assert (noise_floor(128, 128), noise_floor(128, 4096)) == pytest.approx((0.28, 0.05), abs=0.01)
 
 
+def test_a_noise_floor_stands_beside_each_side() -> None:
+    found = FAMILIES["agreement"].columns(pair(random(2, 40, 8), random(2, 40, 8, seed=1)), AGREEMENTS)
+    assert list(found) == list(AGREEMENTS)
+    assert found["agreement_residual_noise"].tolist() == [math.sqrt(2 * math.log(8) / 40)] * 2
+    assert found["agreement_head_noise"].tolist() == [math.sqrt(2 * math.log(8) / 8)] * 2
+
+
+@pytest.mark.parametrize("angle", [0.1, 0.7])
+def test_the_left_vectors_of_a_matrix_that_is_turned_by_an_angle_agree_by_its_cosine(angle: float) -> None:
+    basis, other = orthonormal(40, 16)[:, :8], orthonormal(40, 16)[:, 8:]
+    values, right = torch.arange(8, 0, -1, dtype=torch.float64), orthonormal(8, 8, seed=1)
+    base, tuned = (vectors * values @ right.mT for vectors in (basis, math.cos(angle) * basis + math.sin(angle) * other))
+    expected = (math.cos(angle), math.cos(angle), 1, 1)
+    assert measured(base, tuned) == pytest.approx(dict(zip(VALUES, expected, strict=True)), abs=1e-9)
+
+
+@settings(deadline=None, max_examples=20)
+@given(seed=st.integers(0, 1000), rows=st.integers(2, 12), columns=st.integers(2, 12), scale=st.sampled_from([1e-3, 7.0]))
+def test_a_rotation_of_both_spaces_and_a_scale_change_no_agreement(seed: int, rows: int, columns: int, scale: float) -> None:
+    base, tuned = random(rows, columns, seed=seed), random(rows, columns, seed=seed + 1)
+    left, right = orthonormal(rows, rows, seed), orthonormal(columns, columns, seed + 1)
+    assert measured(left @ base @ right, -scale * left @ tuned @ right) == pytest.approx(measured(base, tuned), abs=1e-6)
+
+
 @pytest.mark.parametrize("family", ["olmo2", "gpt2"])
 def test_the_residual_side_of_every_role_is_that_of_the_models_width(tmp_path: Path, family: str) -> None:
     shape = tiny_shape(family)
-    tuned, base = (tiny_checkpoint(tmp_path / name, family=family, seed=seed) for seed, name in enumerate(["tuned", "base"]))
-    spec = Spectra(checkpoint=folder_spec(tuned, shape), against=folder_spec(base, shape), measures=AGREEMENTS, blocks="heads")
-    work = workspace(tmp_path / "work")
-    build_table(spec, checkpoint=tuned, against=base, work=work)
-    table = pd.read_parquet(work.product / "table.parquet").set_index(["layer", "role", "head"])
+    tuned, base = (saved(shape, tmp_path / name, seed=seed) for seed, name in enumerate(["tuned", "base"]))
+    table = built(table_spec(tuned, base, measures=VALUES, blocks="heads"), tmp_path / "results").set_index(["layer", "role", "head"])
     for role in ("q", "k", "v", "o"):
         turned = (role == "o") == is_transposed(shape)  # stored as head x residual
-        blocks = [narrow(open_weights(folder), head_matrix(shape, 1, 2, role)).double().numpy() for folder in (base, tuned)]
+        folders = (tmp_path / name for name in ("base", "tuned"))
+        blocks = [narrow(open_weights(folder), head_matrix(shape, 1, 2, role)).double().numpy() for folder in folders]
         expected = by_numpy(*(block.T if turned else block for block in blocks))
         assert table.loc[(1, role, 2), list(VALUES)].to_dict() == pytest.approx(expected, rel=1e-6)
-
-
-def test_an_agreement_of_one_checkpoint_is_refused(tmp_path: Path) -> None:
-    folder = tiny_checkpoint(tmp_path / "one")
-    spec = Spectra(checkpoint=folder_spec(folder, tiny_shape()), measures=("agreement_residual_max",))
-    with pytest.raises(ValueError, match="agreement_residual_max compares two checkpoints and there is one"):
-        build_table(spec, checkpoint=folder, against=None, work=workspace(tmp_path / "work"))

@@ -3,6 +3,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,7 +13,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from cpt_lab.weights import check_finite, check_same_headers, check_same_shapes, open_weights, save_checkpoint, weights_digest
+from cpt_lab.weights import (
+    StoredWeights,
+    check_finite,
+    check_same_headers,
+    check_same_shapes,
+    open_weights,
+    save_checkpoint,
+    weights_digest,
+)
 from factory import tiny_checkpoint
 
 EMBEDDING, OUTPUT = "model.embed_tokens.weight", "lm_head.weight"
@@ -24,6 +34,23 @@ def test_one_file_and_many_shards_hold_the_same_weights(tmp_path: Path) -> None:
     assert set(one) == set(many)
     assert len(one) == len(many) == 25
     assert all(torch.equal(one[name], many[name]) for name in one)
+
+
+def test_threads_that_read_at_once_get_each_the_parameter_they_asked_for(tmp_path: Path) -> None:
+    """Two meet where each remembers what it has read: what was remembered last must not be given to both."""
+    meeting = threading.Barrier(2)
+
+    class Meeting(StoredWeights):
+        def __setattr__(self, name: str, value: Any) -> None:
+            super().__setattr__(name, value)
+            if name == "_last" and value is not None:
+                meeting.wait(timeout=10)
+
+    values = {"first": torch.zeros(2), "second": torch.ones(2)}
+    save_file(values, tmp_path / "model.safetensors")
+    stored = Meeting(open_weights(tmp_path)._parameters)
+    with ThreadPoolExecutor(2) as pool:
+        assert [float(tensor[0]) for tensor in pool.map(stored.__getitem__, values)] == [0.0, 1.0]
 
 
 def test_shapes_are_known_without_reading(tmp_path: Path) -> None:

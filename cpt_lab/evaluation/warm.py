@@ -66,8 +66,7 @@ def load_model(folder: Path, spec: Checkpoint, dtype: str, how: Execution) -> An
     import torch
     from transformers import AutoModelForCausalLM
 
-    device = how.device if how.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype)).to(device)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype)).to(how.on_device())
     check_finite(dict(model.named_parameters()), key(spec))
     return model.eval()
 

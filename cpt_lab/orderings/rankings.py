@@ -130,7 +130,7 @@ def _read(rule: Criterion, given: Mapping[str, Any]) -> tuple[Table, ...]:
     choices = {"delta": Table("tuned", True, shared), "tuned": Table("tuned", False, (column,)), "base": Table("base", False, (column,))}
     if given["of"] not in choices:
         raise ValueError(unknown("place of a spectral measure", given["of"], choices))
-    if column in spectra.AGREEMENTS and given["of"] != "delta":
+    if spectra.FAMILY_OF[column] in spectra.PAIR_FAMILIES and given["of"] != "delta":
         raise ValueError(f"{column} compares tuned with the base and is not of {given['of']}: set criterion.of=delta")
     return (choices[given["of"]],)
 
@@ -142,7 +142,7 @@ def _table(criterion: str, table: Table, unit: str, checkpoints: Mapping[str, Ch
             f"criterion {criterion} compares with a {table.of} checkpoint and there is none: set {table.of}, or choose another criterion"
         )
     against = checkpoints["base"] if table.against_base else None
-    return Spectra(checkpoint=checkpoint, against=against, measures=table.measures, blocks="all" if unit == "matrix" else "heads")
+    return Spectra(checkpoint=checkpoint, against=against, measures=table.measures, blocks="matrices" if unit == "matrix" else "heads")
 
 
 def _roles(criterion: str, unit: str, wanted: Sequence[str] | None, shape: ModelShape, *, read: bool) -> tuple[Any, ...]:

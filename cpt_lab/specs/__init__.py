@@ -22,6 +22,7 @@ from cpt_lab.specs.corpora import (
     Tokens,
 )
 from cpt_lab.specs.evaluations import Evaluation
+from cpt_lab.specs.fingerprints import Fingerprint
 from cpt_lab.specs.graph import STORED, AnySpec, closure, parse, rankings_of, settled
 from cpt_lab.specs.patched import Choices, Intervention, Patched
 from cpt_lab.specs.protocols import GenerateTask, HarnessTask, PerplexityTask, Protocol, Task
@@ -35,11 +36,11 @@ from cpt_lab.specs.rankings import (
     Ranking,
     ScoresFile,
     Selection,
-    Spectra,
     TopOf,
     Unit,
     UnitKind,
 )
+from cpt_lab.specs.spectra import Scope, Spectra, SpectralColumns, SpectralPart
 
 __all__ = [
     "SCHEMA",
@@ -53,6 +54,7 @@ __all__ = [
     "Corpus",
     "Evaluation",
     "FilesCorpus",
+    "Fingerprint",
     "FolderCheckpoint",
     "GenerateTask",
     "HarnessTask",
@@ -73,10 +75,13 @@ __all__ = [
     "Protocol",
     "Ranking",
     "Recipe",
+    "Scope",
     "ScoresFile",
     "Selection",
     "Spec",
     "Spectra",
+    "SpectralColumns",
+    "SpectralPart",
     "Task",
     "Tokenizer",
     "Tokens",

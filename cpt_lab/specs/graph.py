@@ -11,13 +11,16 @@ from cpt_lab.specs.base import Spec, key
 from cpt_lab.specs.checkpoints import FolderCheckpoint, HubCheckpoint, TrainedCheckpoint
 from cpt_lab.specs.corpora import BpeTokenizer, BuiltinCorpus, FilesCorpus, HubCorpus, HubTokenizer, Tokens
 from cpt_lab.specs.evaluations import Evaluation
+from cpt_lab.specs.fingerprints import Fingerprint
 from cpt_lab.specs.patched import Patched
 from cpt_lab.specs.protocols import Protocol
-from cpt_lab.specs.rankings import Ranking, Spectra, Unit
+from cpt_lab.specs.rankings import Ranking, Unit
+from cpt_lab.specs.spectra import Spectra, SpectralColumns, SpectralPart
 
 STORED: tuple[type[Spec], ...] = (
     *(BuiltinCorpus, FilesCorpus, HubCorpus, BpeTokenizer, HubTokenizer, Tokens),
-    *(HubCheckpoint, FolderCheckpoint, TrainedCheckpoint, Spectra, Ranking, Patched, Protocol, Evaluation),
+    *(HubCheckpoint, FolderCheckpoint, TrainedCheckpoint, SpectralPart, SpectralColumns, Spectra),
+    *(Fingerprint, Ranking, Patched, Protocol, Evaluation),
 )
 
 

@@ -12,38 +12,13 @@ from cpt_lab.families import Role
 from cpt_lab.specs.base import Spec
 from cpt_lab.specs.checkpoints import Checkpoint, ModelShape
 from cpt_lab.specs.protocols import Protocol
+from cpt_lab.specs.spectra import Spectra
 
 Head = tuple[int, int]  # (layer, head)
 Matrix = tuple[int, Role]  # (layer, role)
 Unit = tuple[int, int | str]  # (layer, head), (layer, role), or (layer, WHOLE_LAYER)
 UnitKind = Literal["head", "matrix", "layer"]
 WHOLE_LAYER = "all"
-
-
-class Spectra(Spec):
-    """Spectral measures per head and per matrix: of a checkpoint, of its delta to another one, or of how the two agree.
-
-    A measure's name says what it is of (see `cpt_lab/spectra`): agreements compare the two, all others are of the weights, or of the delta.
-    """
-
-    FOLDER = "spectra"
-    PRODUCT = "spectra table"
-    kind: Literal["spectra"] = "spectra"
-    checkpoint: Checkpoint
-    against: Checkpoint | None = Field(default=None, description="the base; measures are then of checkpoint - against, or of the pair")
-    measures: tuple[str, ...] = Field(min_length=1)
-    blocks: Literal["all", "heads"] = Field(default="all", description="heads: without the whole matrices, which cost by far the most")
-
-    @field_validator("measures")
-    @classmethod
-    def _as_a_set(cls, measures: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(sorted(set(measures)))
-
-    def needs(self) -> tuple[Spec, ...]:
-        return (self.checkpoint,) if self.against is None else (self.checkpoint, self.against)
-
-    def label(self) -> str:
-        return f"{self.checkpoint.label()}-delta" if self.against is not None else self.checkpoint.label()
 
 
 class Probe(Spec):

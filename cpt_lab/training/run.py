@@ -36,7 +36,7 @@ def train(spec: TrainedCheckpoint, work: Workspace, *, tokens: list[Path], token
 
     began = time.perf_counter()
     work.scratch.mkdir(parents=True, exist_ok=True)
-    device = resolve_device(how)
+    device = how.on_device()
     mixed = mixing.mix(spec.mixture, tokens, work.scratch / "mixture.npy", tokenizer=tokenizer)
     check_vocabulary(mixed.vocab_size, spec.shape)
     with threads(how.threads), no_progress_bars():
@@ -110,15 +110,6 @@ def check_vocabulary(needed: int, shape: ModelShape) -> None:
         raise ValueError(
             f"the tokenizer has {needed} tokens, but model {shape.name} has {shape.vocab_size} embeddings: raise model.shape.vocab_size"
         )
-
-
-def resolve_device(how: Execution) -> str:
-    """`cuda` or `cpu`; ValueError if CUDA is asked for and there is none."""
-    import torch
-
-    if how.device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device cuda was asked for, but torch sees no GPU: use device=cpu or device=auto")
-    return "cuda" if how.device != "cpu" and torch.cuda.is_available() else "cpu"
 
 
 @contextmanager
