@@ -26,6 +26,9 @@ STAGE_OF: dict[type[Spec], str] = {
     specs.TrainedCheckpoint: "cpt",
     specs.Spectra: "spectra",
     specs.Ranking: "rank",
+    specs.Correlation: "rank",
+    specs.AttentionEntropy: "evaluate",
+    specs.LayerSimilarity: "evaluate",
     specs.Patched: "evaluate",
     specs.Evaluation: "evaluate",
 }

@@ -23,10 +23,12 @@ from cpt_lab.specs.corpora import (
 )
 from cpt_lab.specs.evaluations import Evaluation
 from cpt_lab.specs.graph import STORED, AnySpec, closure, parse, rankings_of, settled
+from cpt_lab.specs.internals import AttentionEntropy, LayerSimilarity, Prompts
 from cpt_lab.specs.patched import Choices, Intervention, Patched
 from cpt_lab.specs.protocols import GenerateTask, HarnessTask, PerplexityTask, Protocol, Task
 from cpt_lab.specs.rankings import (
     WHOLE_LAYER,
+    Correlation,
     Head,
     Heads,
     Matrices,
@@ -46,11 +48,13 @@ __all__ = [
     "STORED",
     "WHOLE_LAYER",
     "AnySpec",
+    "AttentionEntropy",
     "BpeTokenizer",
     "BuiltinCorpus",
     "Checkpoint",
     "Choices",
     "Corpus",
+    "Correlation",
     "Evaluation",
     "FilesCorpus",
     "FolderCheckpoint",
@@ -62,6 +66,7 @@ __all__ = [
     "HubCorpus",
     "HubTokenizer",
     "Intervention",
+    "LayerSimilarity",
     "Matrices",
     "Matrix",
     "Mixture",
@@ -70,6 +75,7 @@ __all__ = [
     "Patched",
     "PerplexityTask",
     "Probe",
+    "Prompts",
     "Protocol",
     "Ranking",
     "Recipe",
