@@ -210,6 +210,24 @@ def _ranking(workshop: Workshop, spec: specs.Ranking, work: Workspace) -> None:
     orderings.build_ranking(spec, [workshop.product(need) for need in spec.needs()], work)
 
 
+def _correlation(workshop: Workshop, spec: specs.Correlation, work: Workspace) -> None:
+    from cpt_lab.orderings import correlation
+
+    correlation.build_correlation(spec, workshop.product(spec.one), workshop.product(spec.other), work)
+
+
+def _attention_entropy(workshop: Workshop, spec: specs.AttentionEntropy, work: Workspace) -> None:
+    from cpt_lab.internals import tables
+
+    tables.build_entropy(spec, work, product=workshop.product, how=workshop.how)
+
+
+def _layer_similarity(workshop: Workshop, spec: specs.LayerSimilarity, work: Workspace) -> None:
+    from cpt_lab.internals import tables
+
+    tables.build_similarity(spec, work, product=workshop.product, how=workshop.how)
+
+
 def _patched(workshop: Workshop, spec: specs.Patched, work: Workspace) -> None:
     from cpt_lab import checkpoints
 
@@ -246,6 +264,9 @@ BUILDERS: dict[type[Spec], Callable[[Workshop, Any, Workspace], None]] = {
     specs.Spectra: _spectra,
     specs.Fingerprint: _fingerprint,
     specs.Ranking: _ranking,
+    specs.Correlation: _correlation,
+    specs.AttentionEntropy: _attention_entropy,
+    specs.LayerSimilarity: _layer_similarity,
     specs.Patched: _patched,
     specs.Protocol: _protocol,
     specs.Evaluation: _evaluation,

@@ -30,6 +30,9 @@ STAGE_OF: dict[type[Spec], str] = {
     specs.Spectra: "tables",
     specs.Fingerprint: "spectra",
     specs.Ranking: "rank",
+    specs.Correlation: "rank",
+    specs.AttentionEntropy: "evaluate",
+    specs.LayerSimilarity: "evaluate",
     specs.Patched: "evaluate",
     specs.Evaluation: "evaluate",
 }

@@ -182,7 +182,9 @@ def _ranking(config: Config, direction: str) -> specs.Ranking:
         _same_shape(reference, base, names=("reference", "base"))
     given = {name: value for name, value in criterion.model_dump(exclude={"name", "protocol"}).items() if value != MISSING}
     if "protocol" in rule.settings:
-        given |= {"protocol": _protocol(config, criterion.protocol or config.protocol), "kv": config.intervention.get("kv")}
+        given["protocol"] = _protocol(config, criterion.protocol or config.protocol)
+    if "kv" in rule.options:
+        given["kv"] = config.intervention.get("kv")
     return ranking(criterion.name, direction, tuned=tuned, base=base, reference=reference, **given)
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal, cast
 
 from cpt_lab.architecture import ATTENTION_ROLES, AttentionRole, Role, group, num_blocks
 from cpt_lab.orderings import files, greedy
-from cpt_lab.specs import ModelShape, Ranking
+from cpt_lab.specs import ModelShape, Ranking, UnitKind
 
 if TYPE_CHECKING:
     import numpy as np
@@ -39,13 +39,15 @@ class Table:
 class Criterion:
     """What gives units their scores.
 
-    `reads` names the tables that `score` takes after the ranking, in order. `settings` must be chosen for it and `options` may be.
+    `reads` names the tables that `score` takes after the ranking, in order. `settings` must be chosen for it and `options` may be; `units`
+    are what it can rank.
     """
 
     score: Callable[..., Scores]
     reads: tuple[Table, ...] = ()
     settings: tuple[str, ...] = ()
     options: tuple[str, ...] = ()
+    units: tuple[UnitKind, ...] = ("head", "matrix", "layer")
 
 
 def scaled_norm_diff(ranking: Ranking, tuned: pd.DataFrame, reference: pd.DataFrame) -> Scores:
@@ -115,6 +117,7 @@ CRITERIA: dict[str, Criterion] = {
     "pl_alpha": Criterion(pl_alpha, reads=(BASE_FITS,)),
     "spectral": Criterion(spectral, settings=("column", "of")),  # `of` says what it reads
     "greedy": Criterion(greedy.gains, settings=("protocol",), options=("metric", "kv")),
+    "ablation": Criterion(greedy.losses, settings=("protocol",), options=("metric",), units=("layer",)),
     "from_file": Criterion(files.scores, settings=("file",)),
     "random": Criterion(random, settings=("seed",)),
 }

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cpt_lab.names import unknown
+from cpt_lab.orderings.correlation import spearman
 from cpt_lab.specs import Ranking
 from cpt_lab.store import read_json
 
@@ -57,6 +58,11 @@ def gains(ranking: Ranking, outcomes: Outcomes) -> Grid:
     return outcomes.changes.reshape(ranking.shape.num_layers, len(ranking.parts))
 
 
+def losses(ranking: Ranking, outcomes: Outcomes) -> Grid:
+    """How much worse the metric becomes without one unit: its importance by ablation (L figures 9 and 10), the most important up."""
+    return -gains(ranking, outcomes)
+
+
 def standard_errors(ranking: Ranking, outcomes: Outcomes) -> Grid:
     """The paired standard error of each change: of the mean of the documents' differences; nan for a single document."""
     import numpy as np
@@ -81,7 +87,7 @@ def reliability(differences: Grid) -> dict[str, Any]:
     if documents < 2 or units < 2:
         return {**facts, **dict.fromkeys(("halves", "halves_std", "whole", "found_by_half", "found"), None)}
     pairs = _halves(differences)
-    correlations = np.array([_spearman(one, other) for one, other in pairs])
+    correlations = np.array([spearman(one, other) or 0.0 for one, other in pairs])  # 0 where a half does not tell the units apart
     overlaps = np.array([_overlap(one, other, TOP_SHARE) for one, other in pairs])
     half = float(correlations.mean())
     whole = max(0.0, 2 * half / (1 + half)) if half > -1 else 0.0
@@ -136,17 +142,6 @@ def _halves(differences: Grid) -> list[tuple[Vector, Vector]]:
         one, other = shuffled[: documents // 2], shuffled[documents // 2 :]
         pairs.append((differences[:, one].mean(axis=1), differences[:, other].mean(axis=1)))
     return pairs
-
-
-def _spearman(one: Vector, other: Vector) -> float:
-    """Correlation of the ranks, ties sharing theirs; 0 where one side does not tell the units apart."""
-    import numpy as np
-    from scipy.stats import rankdata
-
-    left, right = rankdata(one), rankdata(other)
-    if np.ptp(left) == 0 or np.ptp(right) == 0:
-        return 0.0
-    return float(np.corrcoef(left, right)[0, 1])
 
 
 def _overlap(one: Vector, other: Vector, top: float) -> float:

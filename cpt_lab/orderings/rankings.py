@@ -57,6 +57,8 @@ def ranking(
     unit = given.get("unit") or "head"
     if unit not in UNITS:
         raise ValueError(unknown("unit", unit, UNITS))
+    if unit not in rule.units:
+        raise ValueError(f"criterion {criterion} ranks a {' or a '.join(rule.units)} and no {unit}: set criterion.unit={rule.units[0]}")
     checkpoints = {"tuned": tuned, "base": base, "reference": reference}
     tables = tuple(_table(criterion, table, unit, checkpoints) for table in _read(rule, given))
     made = Ranking(
@@ -68,7 +70,7 @@ def ranking(
         roles=_roles(criterion, unit, given.get("roles"), tuned.shape, read=bool(tables)),
         seed=given.get("seed"),
         column=given.get("column"),
-        probe=_probe(given, tuned, base) if "protocol" in rule.settings else None,
+        probe=_probe(given, tuned, base if "kv" in rule.options else None) if "protocol" in rule.settings else None,
     )
     return made if given.get("file") is None else made.but(file=files.scores_file(given["file"], made))
 
@@ -93,7 +95,7 @@ def build_ranking(spec: Ranking, products: Sequence[Path], work: Workspace) -> N
     columns: dict[str, Scores] = {}
     if spec.probe is not None:
         outcomes = greedy.read_outcomes(spec, products)
-        columns = {"score": greedy.gains(spec, outcomes), "stderr": greedy.standard_errors(spec, outcomes)}
+        columns = {"score": CRITERIA[spec.criterion].score(spec, outcomes), "stderr": greedy.standard_errors(spec, outcomes)}
         ranked["reliability"] = greedy.reliability(outcomes.differences)
     else:
         import pandas as pd
@@ -161,7 +163,7 @@ def _roles(criterion: str, unit: str, wanted: Sequence[str] | None, shape: Model
     return tuple(role for role in present if role in wanted)
 
 
-def _probe(given: Mapping[str, Any], tuned: Checkpoint, base: Checkpoint) -> Probe:
+def _probe(given: Mapping[str, Any], tuned: Checkpoint, base: Checkpoint | None) -> Probe:
     protocol: Protocol = given["protocol"]
     metric = given.get("metric")
     tasks = [task.name for task in protocol.tasks]

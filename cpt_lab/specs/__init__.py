@@ -24,10 +24,12 @@ from cpt_lab.specs.corpora import (
 from cpt_lab.specs.evaluations import Evaluation
 from cpt_lab.specs.fingerprints import Fingerprint
 from cpt_lab.specs.graph import STORED, AnySpec, closure, parse, rankings_of, settled
+from cpt_lab.specs.internals import AttentionEntropy, LayerSimilarity, Prompts
 from cpt_lab.specs.patched import Choices, Intervention, Patched
 from cpt_lab.specs.protocols import GenerateTask, HarnessTask, PerplexityTask, Protocol, Task
 from cpt_lab.specs.rankings import (
     WHOLE_LAYER,
+    Correlation,
     Head,
     Heads,
     Matrices,
@@ -47,11 +49,13 @@ __all__ = [
     "STORED",
     "WHOLE_LAYER",
     "AnySpec",
+    "AttentionEntropy",
     "BpeTokenizer",
     "BuiltinCorpus",
     "Checkpoint",
     "Choices",
     "Corpus",
+    "Correlation",
     "Evaluation",
     "FilesCorpus",
     "Fingerprint",
@@ -64,6 +68,7 @@ __all__ = [
     "HubCorpus",
     "HubTokenizer",
     "Intervention",
+    "LayerSimilarity",
     "Matrices",
     "Matrix",
     "Mixture",
@@ -72,6 +77,7 @@ __all__ = [
     "Patched",
     "PerplexityTask",
     "Probe",
+    "Prompts",
     "Protocol",
     "Ranking",
     "Recipe",

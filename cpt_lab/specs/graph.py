@@ -12,15 +12,16 @@ from cpt_lab.specs.checkpoints import FolderCheckpoint, HubCheckpoint, TrainedCh
 from cpt_lab.specs.corpora import BpeTokenizer, BuiltinCorpus, FilesCorpus, HubCorpus, HubTokenizer, Tokens
 from cpt_lab.specs.evaluations import Evaluation
 from cpt_lab.specs.fingerprints import Fingerprint
+from cpt_lab.specs.internals import AttentionEntropy, LayerSimilarity
 from cpt_lab.specs.patched import Patched
 from cpt_lab.specs.protocols import Protocol
-from cpt_lab.specs.rankings import Ranking, Unit
+from cpt_lab.specs.rankings import Correlation, Ranking, Unit
 from cpt_lab.specs.spectra import Spectra, SpectralColumns, SpectralPart
 
 STORED: tuple[type[Spec], ...] = (
     *(BuiltinCorpus, FilesCorpus, HubCorpus, BpeTokenizer, HubTokenizer, Tokens),
     *(HubCheckpoint, FolderCheckpoint, TrainedCheckpoint, SpectralPart, SpectralColumns, Spectra),
-    *(Fingerprint, Ranking, Patched, Protocol, Evaluation),
+    *(Fingerprint, Ranking, Correlation, Patched, Protocol, Evaluation, AttentionEntropy, LayerSimilarity),
 )
 
 
@@ -54,10 +55,10 @@ def closure(specs: tuple[Spec, ...] | list[Spec]) -> list[Spec]:
 
 def rankings_of(spec: Spec) -> Iterator[Ranking]:
     """The rankings that a point waits for before its weights are known."""
-    checkpoint = spec.checkpoint if isinstance(spec, Evaluation) else spec
-    if isinstance(checkpoint, Patched):
-        for change in checkpoint.interventions:
-            yield from change.rankings()
+    for checkpoint in (spec, *(getattr(spec, name) for name in _checkpoints(spec))):
+        if isinstance(checkpoint, Patched):
+            for change in checkpoint.interventions:
+                yield from change.rankings()
 
 
 def settled(spec: Spec, orders: dict[str, tuple[Unit, ...]] | None = None) -> Spec:
@@ -65,8 +66,8 @@ def settled(spec: Spec, orders: dict[str, tuple[Unit, ...]] | None = None) -> Sp
 
     Points of different criteria that select the same heads become one value, and so one result: all curves share their ends.
     """
-    if isinstance(spec, Evaluation):
-        return spec.but(checkpoint=settled(spec.checkpoint, orders))
+    if fields := _checkpoints(spec):
+        return spec.but(**{name: settled(getattr(spec, name), orders) for name in fields})
     if not isinstance(spec, Patched):
         return spec
     changes = []
@@ -78,3 +79,10 @@ def settled(spec: Spec, orders: dict[str, tuple[Unit, ...]] | None = None) -> Sp
         if simplest is not None:
             changes.append(simplest)
     return spec.but(interventions=tuple(changes)) if changes else spec.tuned
+
+
+def _checkpoints(spec: Spec) -> tuple[str, ...]:
+    """The fields of a point that may be a patched checkpoint."""
+    if isinstance(spec, LayerSimilarity):
+        return ("checkpoint", "against")
+    return ("checkpoint",) if isinstance(spec, Evaluation | AttentionEntropy) else ()

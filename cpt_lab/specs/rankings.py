@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import lru_cache
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from cpt_lab.families import Role
 from cpt_lab.specs.base import Spec
 from cpt_lab.specs.checkpoints import Checkpoint, ModelShape
 from cpt_lab.specs.protocols import Protocol
 from cpt_lab.specs.spectra import Spectra
+
+if TYPE_CHECKING:
+    from cpt_lab.specs.patched import Intervention
 
 Head = tuple[int, int]  # (layer, head)
 Matrix = tuple[int, Role]  # (layer, role)
@@ -22,11 +26,11 @@ WHOLE_LAYER = "all"
 
 
 class Probe(Spec):
-    """What a greedy ranking measures every unit by: the score of the tuned checkpoint with that unit alone rewound to the base."""
+    """What a ranking measures every unit by: the score of the tuned checkpoint with that unit alone rewound to the base, or left out."""
 
     kind: Literal["probe"] = "probe"
     tuned: Checkpoint
-    base: Checkpoint
+    base: Checkpoint | None = Field(default=None, description="None: the unit, a layer, is left out instead")
     protocol: Protocol
     metric: str | None = Field(default=None, description="`<task>/<metric>`; None: the protocol's primary one")
     kv: Literal["when_group_complete", "with_first", "never"] = "when_group_complete"
@@ -55,13 +59,15 @@ class Ranking(Spec):
     seed: int | None = Field(default=None, description="of a random order; None for every other criterion")
     column: str | None = Field(default=None, description="the spectral measure, for a criterion that is one of any name")
     spectra: tuple[Spectra, ...] = Field(default=(), description="the tables the criterion reads, in the order it names them")
-    probe: Probe | None = Field(default=None, description="of a greedy order")
+    probe: Probe | None = Field(default=None, description="of an order by evaluations, greedy or by ablation")
     file: ScoresFile | None = Field(default=None, description="of an order that comes from a file")
 
     def needs(self) -> tuple[Spec, ...]:
-        """The tables; for a greedy order the evaluation of the tuned checkpoint and one for every unit, in the order of `units`."""
+        """The tables; for a probed order the evaluation of the tuned checkpoint and one for every unit, in the order of `units`."""
         if self.probe is None:
             return self.spectra
+        if self.probe.base is None:
+            return _single_drops(self.probe, self.shape.num_layers)
         return _single_rewinds(self.probe, tuple(self.selected((unit,)) for unit in self.units))
 
     @property
@@ -86,6 +92,31 @@ class Ranking(Spec):
         plural = {"head": "", "matrix": "matrices", "layer": "layers"}
         words = [self.criterion, self.column or "", plural[self.unit], self.direction]
         return "-".join([*filter(None, words), *([] if self.seed is None else [f"seed{self.seed}"])])
+
+
+class Correlation(Spec):
+    """How two rankings of the same units agree: the rank correlation of their scores."""
+
+    FOLDER = "correlations"
+    PRODUCT = "correlation"
+    kind: Literal["correlation"] = "correlation"
+    one: Ranking
+    other: Ranking
+
+    @model_validator(mode="after")
+    def _of_the_same_units(self) -> Correlation:
+        if self.one.units != self.other.units:
+            raise ValueError(
+                f"{self.one.label()} ranks {len(self.one.units)} units ({self.one.unit}) and {self.other.label()} {len(self.other.units)} "
+                f"({self.other.unit}): give both the same unit"
+            )
+        return self
+
+    def needs(self) -> tuple[Spec, ...]:
+        return (self.one, self.other)
+
+    def label(self) -> str:
+        return f"{self.one.label()}-and-{self.other.label()}"
 
 
 class Heads(Spec):
@@ -144,9 +175,22 @@ Selection = Annotated[Heads | Matrices | TopOf, Field(discriminator="kind")]
 def _single_rewinds(probe: Probe, selections: tuple[Heads | Matrices, ...]) -> tuple[Spec, ...]:
     """The evaluation of the tuned checkpoint, then of each of these selections rewound alone."""
     from cpt_lab.interventions.rewind import Rewind  # they build on this package
+
+    assert probe.base is not None
+    return _evaluations(probe, [Rewind(base=probe.base, select=selection, kv=probe.kv) for selection in selections])
+
+
+@lru_cache(maxsize=4)
+def _single_drops(probe: Probe, num_layers: int) -> tuple[Spec, ...]:
+    """The evaluation of the tuned checkpoint, then of it without each layer alone."""
+    from cpt_lab.interventions.prune_layers import Layers, PruneLayers
+
+    return _evaluations(probe, [PruneLayers(select=Layers(layers=(layer,))) for layer in range(num_layers)])
+
+
+def _evaluations(probe: Probe, changes: Sequence[Intervention]) -> tuple[Spec, ...]:
     from cpt_lab.specs.evaluations import Evaluation
     from cpt_lab.specs.patched import Patched
 
-    changes = (Rewind(base=probe.base, select=selection, kv=probe.kv) for selection in selections)
-    rewound = (Patched(tuned=probe.tuned, interventions=(change,)) for change in changes)
-    return tuple(Evaluation(checkpoint=checkpoint, protocol=probe.protocol) for checkpoint in (probe.tuned, *rewound))
+    changed = (Patched(tuned=probe.tuned, interventions=(change,)) for change in changes)
+    return tuple(Evaluation(checkpoint=checkpoint, protocol=probe.protocol) for checkpoint in (probe.tuned, *changed))

@@ -1,0 +1,68 @@
+"""What happens inside a model while it reads, as specs: attention entropy, and similarity of the layers of two models."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from cpt_lab.specs.base import Spec
+from cpt_lab.specs.checkpoints import Checkpoint, FolderCheckpoint, HubCheckpoint, TrainedCheckpoint
+from cpt_lab.specs.patched import Patched
+from cpt_lab.specs.protocols import Protocol
+
+Weights = Annotated[HubCheckpoint | FolderCheckpoint | TrainedCheckpoint | Patched, Field(discriminator="kind")]
+
+
+class Prompts(Spec):
+    """The prompts of the first documents of one task of a protocol, as a model reads them before it answers; of perplexities, the texts."""
+
+    kind: Literal["prompts"] = "prompts"
+    protocol: Protocol
+    task: str | None = Field(default=None, description="None: the protocol's first")
+    count: int = Field(default=100, gt=0, description="T uses 100")
+
+    def label(self) -> str:
+        return f"{self.task or self.protocol.tasks[0].name}-{self.count}"
+
+
+class AttentionEntropy(Spec):
+    """How evenly each head spreads its attention over a prompt (T figures 4 and 15 to 18)."""
+
+    FOLDER = "internals"
+    PRODUCT = "attention entropy"
+    kind: Literal["attention_entropy"] = "attention_entropy"
+    checkpoint: Weights
+    prompts: Prompts
+
+    def needs(self) -> tuple[Spec, ...]:
+        return (self.prompts.protocol, *_weights(self.checkpoint))
+
+    def label(self) -> str:
+        return f"entropy-{self.prompts.label()}-{self.checkpoint.label()}"
+
+
+class LayerSimilarity(Spec):
+    """How alike the layers of two models represent the same prompts: linear CKA of every layer with every layer (T eq. 17, figure 6)."""
+
+    FOLDER = "internals"
+    PRODUCT = "layer similarity"
+    kind: Literal["layer_similarity"] = "layer_similarity"
+    checkpoint: Weights
+    against: Weights
+    prompts: Prompts
+
+    def needs(self) -> tuple[Spec, ...]:
+        return (self.prompts.protocol, *_weights(self.checkpoint), *_weights(self.against))
+
+    def label(self) -> str:
+        return f"cka-{self.prompts.label()}-{self.checkpoint.label()}"
+
+
+def loaded(checkpoint: Checkpoint | Patched) -> Checkpoint:
+    """The checkpoint that is in memory before edits are applied."""
+    return checkpoint.tuned if isinstance(checkpoint, Patched) else checkpoint
+
+
+def _weights(checkpoint: Checkpoint | Patched) -> tuple[Spec, ...]:
+    return checkpoint.needs() if isinstance(checkpoint, Patched) else (checkpoint,)
