@@ -22,7 +22,7 @@ test: $(READY)  ## every test that needs no SLURM
 	$(BIN)/python -m pytest -m 'not slurm'
 
 fast: $(READY)  ## the tests to run while writing
-	$(BIN)/python -m pytest -n auto -m 'not slurm and not slow'
+	$(BIN)/python -m pytest -n auto --dist loadfile -m 'not slurm and not slow'
 
 test-slurm: $(READY)  ## as root, with Debian's slurmctld, slurmd, slurm-client and munge: on a real one-node SLURM
 	$(BIN)/python -m pytest -m slurm

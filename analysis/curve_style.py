@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from analysis.curves import Curve
-from analysis.results import gaps, is_share, metric_names
+from analysis.results import gaps, is_share, metric_names, rewound_units
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -30,8 +30,6 @@ STYLES: dict[str, Style] = {
     "random": Style("#6E6E6E", "*", "star"),
 }
 OTHERS = (Style("#332288", "h", "hexagon"), Style("#117733", "p", "pentagon"), Style("#882255", "<", "triangle-left"))
-
-FRACTION_LABEL = "Heads rewound to the base [%]"
 
 
 def style(curve: Curve, others: list[str]) -> Style:
@@ -62,6 +60,11 @@ def headline(table: pd.DataFrame) -> str:
 def scale(table: pd.DataFrame, metric: str) -> float:
     """100 for shares, which are drawn in percent; else 1."""
     return 100.0 if is_share(table, metric) else 1.0
+
+
+def fraction_label(table: pd.DataFrame) -> str:
+    """What the horizontal axis counts: heads, layers or matrices."""
+    return f"{rewound_units(table).capitalize()} rewound to the base [%]"
 
 
 def axis_label(table: pd.DataFrame, metric: str) -> str:

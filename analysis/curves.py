@@ -1,4 +1,4 @@
-"""Curves of a rewind study: one per criterion and direction, over the fraction of heads rewound."""
+"""Curves of a rewind study: one per criterion and direction, over the fraction of units rewound."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from cpt_lab.evaluation.statistics import auc
 if TYPE_CHECKING:
     import pandas as pd
 
-ENDS = (0.0, 1.0)  # where every order rewinds the same heads: none, or all
+ENDS = (0.0, 1.0)  # where every order rewinds the same: nothing, or all
 Values = NDArray[np.float64]
 
 
@@ -64,21 +64,21 @@ def curves(table: pd.DataFrame, metric: str) -> list[Curve]:
     """
     rewound = table[table["fraction"].notna() & table["criterion"].notna()] if "fraction" in table else table.iloc[:0]
     if rewound.empty:
-        raise ValueError(f"study {table.attrs.get('study', '')!r} has no points that rewind heads by a ranking: there is no curve to draw")
+        raise ValueError(f"study {table.attrs.get('study', '')!r} has no points that rewind by a ranking: there is no curve to draw")
     others = [name for name in table.attrs["varies"] if name not in ("criterion", "direction", "fraction") and not name.endswith("seed")]
     groups = rewound.groupby(["criterion", "direction", *others], sort=False, dropna=False)
     return [_curve(names, rows, metric, others=others, alike=_alike(rewound, rows, others)) for names, rows in groups]
 
 
 def references(table: pd.DataFrame, metric: str) -> dict[str, float]:
-    """Horizontal lines: the tuned model (nothing rewound), and every finished point that rewinds nothing, by name."""
+    """Horizontal lines: the model with nothing rewound, if that is one model, and every finished point that is no rewind, by name."""
     lines = {}
     plain = table[table["fraction"].isna() & table[metric].notna()]
     for name, value in zip(plain["name"], plain[metric], strict=True):
         lines[str(name)] = float(value)
     untouched = table[(table["fraction"] == 0) & table[metric].notna()]
-    if not untouched.empty:
-        lines.setdefault("tuned, no head rewound", float(untouched[metric].iloc[0]))
+    if untouched["key"].nunique() == 1:
+        lines.setdefault("nothing rewound", float(untouched[metric].iloc[0]))
     return lines
 
 

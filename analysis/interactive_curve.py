@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from analysis.curve_style import FRACTION_LABEL, Style, axis_label, caption, headline, panels, scale, style, unstyled
+from analysis.curve_style import Style, axis_label, caption, fraction_label, headline, panels, scale, style, unstyled
 from analysis.curves import Curve, curves, references
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def interactive(results: pd.DataFrame, title: str = "") -> Any:
         for name, value in references(results, metric).items():
             line = {"color": "#222222", "width": 1, "dash": "dot"}
             figure.add_hline(factor * value, line=line, annotation_text=name, annotation_position="top right", row=1, col=column)
-        figure.update_xaxes(title_text=FRACTION_LABEL, row=1, col=column)
+        figure.update_xaxes(title_text=fraction_label(results), row=1, col=column)
         figure.update_yaxes(title_text=axis_label(results, metric), row=1, col=column)
     _lay_out(figure, results, metrics, title or headline(results))
     return figure

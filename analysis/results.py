@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 STDERR = "__stderr"
+PLURALS = {"head": "heads", "matrix": "matrices", "layer": "layers"}
 UNFINISHED = (State.PLANNED, State.QUEUED, State.RUNNING, State.PREEMPTED)
 
 
@@ -21,7 +22,7 @@ def frame(store: Store, study: Study) -> pd.DataFrame:
 
     Rewound points always have the columns criterion, direction, fraction and seed, whether the study varies them or not. `attrs` holds
     study, question, varies (the columns of the sweep), protocol, primary (the name of the main metric), rankings (with their products, as
-    far as they are finished), and per metric n (documents) and higher_is_better.
+    far as they are finished), units (the kinds that are rewound), and per metric n (documents) and higher_is_better.
     """
     import pandas as pd
 
@@ -37,6 +38,7 @@ def frame(store: Store, study: Study) -> pd.DataFrame:
         "protocol": next((point.spec.protocol.name for point in study.points if isinstance(point.spec, Evaluation)), ""),
         "primary": next((results["primary"] for results in found.values() if results), ""),
         "rankings": _rankings(store, study),
+        "units": sorted({select.ranking.unit for point in study.points for select in _selects(point.spec)}),
         "n": {name: metric["n"] for name, metric in metrics.items()},
         "higher_is_better": {name: metric["higher_is_better"] for name, metric in metrics.items()},
     }
@@ -55,6 +57,12 @@ def is_share(table: pd.DataFrame, metric: str) -> bool:
     """Whether the metric is a share of documents (accuracy, F1, pass@1), which people read in percent."""
     values = table[metric].dropna()
     return bool(table.attrs["higher_is_better"].get(metric)) and bool(values.between(0, 1).all())
+
+
+def rewound_units(table: pd.DataFrame) -> str:
+    """What the fractions of a `frame` are fractions of, in the plural."""
+    kinds = table.attrs["units"]
+    return PLURALS[kinds[0]] if len(kinds) == 1 else "units"
 
 
 def gaps(table: pd.DataFrame) -> str:
@@ -79,12 +87,17 @@ def _choices(point: Point) -> dict[str, Any]:
 
 def _rewound(spec: Spec) -> dict[str, Any]:
     """The choices of a rewind, which a study of one criterion does not name among what varies."""
-    changes = getattr(getattr(spec, "checkpoint", None), "interventions", ())
-    selects = [change.select for change in changes if isinstance(getattr(change, "select", None), TopOf)]
+    selects = _selects(spec)
     if len(selects) != 1:
         return {"criterion": None, "direction": None, "fraction": None, "seed": None}
     order = selects[0].ranking
     return {"criterion": order.criterion, "direction": order.direction, "fraction": selects[0].fraction, "seed": order.seed}
+
+
+def _selects(spec: Spec) -> list[TopOf]:
+    """The shares of rankings that a point rewinds."""
+    changes = getattr(getattr(spec, "checkpoint", None), "interventions", ())
+    return [change.select for change in changes if isinstance(getattr(change, "select", None), TopOf)]
 
 
 def _outcome(store: Store, spec: Spec, results: dict[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The figure of a rewind study: quality against the fraction of heads rewound (P figure 5), for print and as a page to explore."""
+"""The figure of a rewind study: quality against the share of heads, layers or matrices rewound (P figure 5), as print and page."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from analysis.curve_style import FRACTION_LABEL, Style, axis_label, caption, headline, panels, scale, style, unstyled
+from analysis.curve_style import Style, axis_label, caption, fraction_label, headline, panels, scale, style, unstyled
 from analysis.curves import Curve, curves, references
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ TITLE_WIDTH = {1: 58, 2: 98}  # characters
 LEGEND_COLUMNS = {1: 2, 2: 4}
 CAPTION_WIDTH = {1: 90, 2: 165}
 DPI = 200
-STAGGER = 0.35  # percent of heads: curves of one value must not hide each other's error bars
+STAGGER = 0.35  # percent: curves of one value must not hide each other's error bars
 
 
 def build(results: pd.DataFrame, title: str = "") -> tuple[Figure, Any]:
@@ -125,7 +125,7 @@ def _panel(axis: Axes, results: pd.DataFrame, metric: str) -> None:
     for name, value in references(results, metric).items():
         axis.axhline(factor * value, color="#222222", linewidth=0.9, linestyle=(0, (1, 2)), zorder=1)
         axis.annotate(name, (1, factor * value), (-2, 3), xycoords=("axes fraction", "data"), textcoords="offset points", **_SMALL)
-    axis.set_xlabel(FRACTION_LABEL)
+    axis.set_xlabel(fraction_label(results))
     axis.set_ylabel(axis_label(results, metric))
     axis.set_xlim(-3, 103)
     if factor == 100:

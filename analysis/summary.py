@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from analysis.curve_style import scale
 from analysis.curves import Curve, curves
-from analysis.results import STDERR, gaps, is_share, metric_names
+from analysis.results import STDERR, gaps, is_share, metric_names, rewound_units
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -36,7 +36,7 @@ def table(results: pd.DataFrame, metric: str | None = None) -> Table:
     drawn, factor = curves(results, metric), scale(results, metric)
     fractions = sorted({fraction for curve in drawn for fraction in curve.fractions})
     unit, digits = (" [%]", 1) if is_share(results, metric) else ("", 3)
-    title = f"{metric}{unit} against the heads rewound [%]"
+    title = f"{metric}{unit} against the {rewound_units(results)} rewound [%]"
     sheet = Table(title=title, caption=gaps(results) or None, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     sheet.add_column("order", no_wrap=True)
     for heading in [*(f"{100 * fraction:.4g}" for fraction in fractions), "AUC", "ΔAUC"]:

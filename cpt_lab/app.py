@@ -157,14 +157,24 @@ def _verb(chosen: Settings, target: str) -> str:
 def _plan(asked: Study, chosen: Settings, where: str) -> int:
     store = Store(chosen.results)
     todo = _planned(store, asked.points, chosen, where)
-    report.show_plan(asked, todo, store, missing=preflight.missing_here(todo, where), workers=_workers(chosen, where))
+    report.show_plan(
+        asked,
+        todo,
+        store,
+        missing=preflight.missing_here(todo, where),
+        warnings=preflight.warnings(todo, store),
+        workers=_workers(chosen, where),
+    )
     return 0
 
 
 def _run(asked: Study, chosen: Settings, where: str) -> int:
     store = Store(chosen.results)
     store.check_writable()
-    preflight.check(_planned(store, asked.points, chosen, where), store, where=where)
+    first = _planned(store, asked.points, chosen, where)
+    preflight.check(first, store, where=where)
+    for warning in preflight.warnings(first, store):
+        print(f"warning: {warning}", file=sys.stderr)
     study.save(store, asked)
     todo = _planned(store, asked.points, chosen, where)
     report.show_summary(asked, todo)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cpt_lab import provenance, specs, study
+from cpt_lab import provenance, specs, study, vocabularies
 from cpt_lab.execution import Execution
 from cpt_lab.lease import Lease, LeaseLost
 from cpt_lab.specs import Spec, key, settled
@@ -85,7 +85,8 @@ def _build_recorded(workshop: Workshop, spec: Spec, lease: Lease) -> None:
         with store.building(spec, lease) as work:
             BUILDERS[type(spec)](workshop, spec, work)
             facts = provenance.facts(time.monotonic() - started, workshop.code)
-            store.write_provenance(spec, {**facts, "execution": workshop.how.model_dump()})
+            warnings = vocabularies.warnings(spec, workshop.product)
+            store.write_provenance(spec, {**facts, "execution": workshop.how.model_dump(), "warnings": warnings})
     except Stopped as stopped:
         store.mark(spec, stopped.state, "handed back by a signal")
         raise

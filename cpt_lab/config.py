@@ -146,6 +146,7 @@ class Config(_Model):
     pretrain: PretrainConfig
     training: specs.Recipe
     intervention: dict[str, Any]
+    then: dict[str, dict[str, Any]] = {}
     criterion: CriterionConfig
     spectra: SpectraConfig
     fingerprint: FingerprintConfig

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import cpt_lab
-from cpt_lab import checkpoints, weights
+from cpt_lab import checkpoints, study, weights
 from cpt_lab.specs import (
     BuiltinCorpus,
     Checkpoint,
@@ -40,6 +40,7 @@ def text(made: Checkpoint | Patched, rankings: Iterable[Ranking], store: Store, 
         f"# {key(made)}\n\n{_summary(made)}",
         *(_change(number, change) for number, change in enumerate(_changes(made), start=1)),
         _rankings(tuple(rankings)),
+        _warnings(made, store),
         _sources(made, store),
         _origin(made, store, command),
         _use(made),
@@ -117,6 +118,11 @@ def _broken(line: str) -> str:
 def _rankings(rankings: tuple[Ranking, ...]) -> str:
     lines = [f"- `{key(ranking)}`: `{_plain_fields(ranking)}`" for ranking in rankings]
     return "## Orders that units were chosen by\n\n" + "\n".join(lines) if lines else ""
+
+
+def _warnings(made: Checkpoint | Patched, store: Store) -> str:
+    found = study.warnings(store, made)
+    return "## Warnings\n\n" + "\n".join(f"- {warning}" for warning in found) if found else ""
 
 
 def _plain_fields(ranking: Ranking) -> str:

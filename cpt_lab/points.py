@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from omegaconf import MISSING
 from pydantic import ValidationError
 
-from cpt_lab import specs
-from cpt_lab.config import Config, MixtureConfig, ModelConfig, ProtocolConfig, SourceConfig, explain, parse, validated
-from cpt_lab.interventions import INTERVENTIONS
+from cpt_lab import chain, specs
+from cpt_lab.config import Config, CriterionConfig, MixtureConfig, ModelConfig, ProtocolConfig, SourceConfig, explain, parse, validated
 from cpt_lab.names import unknown
 from cpt_lab.study import Point, Value
 
@@ -61,7 +61,8 @@ def _spec(config: Config) -> specs.Spec:
         case "fingerprint":
             return _fingerprint(config)
         case "rank":
-            return _ranking(config, str(config.intervention.get("direction", "descending")))
+            direction = str(config.intervention.get("direction", "descending"))
+            return _ranking(config, direction, config.criterion, kv=config.intervention.get("kv"))
         case "materialize":
             patched = _patched(config)
             if not isinstance(patched, specs.Patched) and config.out is None:
@@ -169,10 +170,9 @@ def _folder(part: str, path: str | None) -> specs.FolderCheckpoint:
     return checkpoints.in_folder(Path(path))
 
 
-def _ranking(config: Config, direction: str) -> specs.Ranking:
+def _ranking(config: Config, direction: str, criterion: CriterionConfig, *, kv: str | None) -> specs.Ranking:
     from cpt_lab.orderings import CRITERIA, ranking
 
-    criterion = config.criterion
     rule = CRITERIA[criterion.name]
     tuned, base = _checkpoint(config, "tuned"), _checkpoint(config, "base")
     _same_shape(tuned, base)
@@ -184,7 +184,7 @@ def _ranking(config: Config, direction: str) -> specs.Ranking:
     if "protocol" in rule.settings:
         given["protocol"] = _protocol(config, criterion.protocol or config.protocol)
     if "kv" in rule.options:
-        given["kv"] = config.intervention.get("kv")
+        given["kv"] = kv
     return ranking(criterion.name, direction, tuned=tuned, base=base, reference=reference, **given)
 
 
@@ -216,30 +216,25 @@ def _fingerprint(config: Config) -> specs.Fingerprint:
 
 def _patched(config: Config) -> specs.Checkpoint | specs.Patched:
     tuned = _checkpoint(config, "tuned")
-    name = config.intervention.get("name")
-    if name == "none":
-        return tuned
-    if name not in INTERVENTIONS:
-        raise KeyError(unknown("intervention", str(name), ["none", *INTERVENTIONS]))
-    kind = INTERVENTIONS[name]
-    given = {setting: value for setting, value in config.intervention.items() if value != MISSING and setting != "name"}
-    change = kind.chosen(validated(kind.SETTINGS, given, "intervention"), _Choices(config))
-    for source_name, source in change.sources().items():
-        _same_shape(tuned, source, names=("tuned", source_name))
-    return specs.Patched(tuned=tuned, interventions=(change,))
+    changes = chain.interventions(config, lambda link: _Choices(config, link))
+    for change in changes:
+        for name, source in change.sources().items():
+            _same_shape(tuned, source, names=("tuned", name))
+    return specs.Patched(tuned=tuned, interventions=changes) if changes else tuned
 
 
 class _Choices:
     """What an intervention may refer to, made when it asks."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, link: chain.Link) -> None:
         self._config = config
+        self._link = link
 
     def checkpoint(self, name: str) -> specs.Checkpoint:
         return _checkpoint(self._config, name)
 
     def ranking(self, direction: str) -> specs.Ranking:
-        return _ranking(self._config, direction)
+        return _ranking(self._config, direction, self._link.criterion, kv=self._link.settings.get("kv"))
 
 
 def _same_shape(left: specs.Checkpoint, right: specs.Checkpoint, names: tuple[str, str] = ("tuned", "base")) -> None:
@@ -260,14 +255,19 @@ def _same_shape(left: specs.Checkpoint, right: specs.Checkpoint, names: tuple[st
 
 
 def _protocol(config: Config, chosen: ProtocolConfig) -> specs.Protocol:
-    from importlib.metadata import version
-
     tasks = []
     for task in chosen.tasks:
         corpus = task.get("corpus")
         tasks.append({**task, "corpus": _corpus(config, corpus).model_dump()} if corpus is not None else task)
-    data = {**chosen.model_dump(), "tasks": tasks, "harness": version("lm_eval")}
+    data = {**chosen.model_dump(), "tasks": tasks, "harness": _harness_version()}
     return validated(specs.Protocol, data, "protocol")
+
+
+@cache
+def _harness_version() -> str:
+    from importlib.metadata import version
+
+    return version("lm_eval")
 
 
 # ------------------------------------------------------------------------------------------------------------- helpers

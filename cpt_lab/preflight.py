@@ -8,7 +8,7 @@ import socket
 from pathlib import Path
 from urllib.parse import urlparse
 
-from cpt_lab import local, specs
+from cpt_lab import local, specs, vocabularies
 from cpt_lab.execution import Execution
 from cpt_lab.plan import Plan
 from cpt_lab.provenance import gpu_name
@@ -69,11 +69,18 @@ def missing_here(todo: Plan, where: str) -> list[str]:
     return list(dict.fromkeys(lacks))
 
 
+def warnings(todo: Plan, store: Store) -> list[str]:
+    """What looks wrong and may be meant: tokenizers that differ, as far as they are on this machine."""
+    wanted: dict[tuple[str, ...], specs.Spec] = {}  # by the checkpoints that they combine: the points of a sweep have the same
+    for spec in (*(point.spec for point in todo.points), *(step.spec for step in todo.steps)):
+        wanted.setdefault(tuple(map(specs.key, vocabularies.compared(spec).values())), spec)
+    found = (vocabularies.warnings(spec, lambda checkpoint: _tokenizer(checkpoint, store)) for spec in wanted.values())
+    return list(dict.fromkeys(sentence for sentences in found for sentence in sentences))
+
+
 def is_cached(spec: specs.HubCheckpoint | specs.HubTokenizer | specs.HubCorpus) -> bool:
     """Whether the hub's local cache has this revision."""
-    kind = "datasets" if isinstance(spec, specs.HubCorpus) else "models"
-    folder = hub_cache() / f"{kind}--{spec.id.replace('/', '--')}"
-    return (folder / "refs" / spec.revision).exists() or (folder / "snapshots" / spec.revision).is_dir()
+    return _cached_folder(spec) is not None
 
 
 def hub_cache() -> Path:
@@ -94,6 +101,15 @@ def network() -> bool:
         return False
 
 
+def _cached_folder(spec: specs.HubCheckpoint | specs.HubTokenizer | specs.HubCorpus) -> Path | None:
+    """Where the hub's local cache has this revision, a commit or a name for one."""
+    kind = "datasets" if isinstance(spec, specs.HubCorpus) else "models"
+    folder = hub_cache() / f"{kind}--{spec.id.replace('/', '--')}"
+    name = folder / "refs" / spec.revision
+    snapshot = folder / "snapshots" / (name.read_text().strip() if name.is_file() else spec.revision)
+    return snapshot if snapshot.is_dir() or name.is_file() else None
+
+
 def _hub_advice(spec: specs.HubCheckpoint | specs.HubTokenizer | specs.HubCorpus) -> str:
     if isinstance(spec, specs.HubCorpus):
         return f"data set {spec.id} is not on this machine and the hub cannot be reached: give a files_corpus, or a network"
@@ -101,6 +117,21 @@ def _hub_advice(spec: specs.HubCheckpoint | specs.HubTokenizer | specs.HubCorpus
         f"{spec.id} ({spec.revision}) is not on this machine and the hub cannot be reached: "
         "point to a folder with base.from=folder base.path=FOLDER (tuned and reference likewise), or give a network"
     )
+
+
+def _tokenizer(spec: specs.Checkpoint | specs.Tokenizer, store: Store) -> Path | None:
+    """A folder with the tokenizer that a checkpoint has or will have; None if it is not on this machine yet."""
+    if store.is_done(spec):
+        return store.product(spec)
+    match spec:
+        case specs.FolderCheckpoint():
+            return Path(spec.path)
+        case specs.HubCheckpoint() | specs.HubTokenizer():
+            return _cached_folder(spec)
+        case specs.TrainedCheckpoint():
+            return _tokenizer(spec.tokenizer, store)
+        case _:
+            return None
 
 
 def _check_folder(spec: specs.FolderCheckpoint) -> None:

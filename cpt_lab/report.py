@@ -21,6 +21,7 @@ from cpt_lab.store import State, Store, read_json
 from cpt_lab.study import Study
 
 MOST_ROWS = 12
+ADDED = {"then": "+intervention@{name}=rewind", "others": "+{name}={{from: folder, path: FOLDER}}"}  # what users name themselves
 
 
 def sentence(error: BaseException) -> str:
@@ -52,8 +53,8 @@ def show_summary(asked: Study, todo: Plan) -> None:
     print(f"study {asked.name}: {len(todo.points)} points, {len(todo.done)} done, {rest}{shared}", flush=True)
 
 
-def show_plan(asked: Study, todo: Plan, store: Store, *, missing: Sequence[str], workers: int) -> None:
-    """The whole plan: points, what they need with reasons, packs, cost, and what this machine lacks."""
+def show_plan(asked: Study, todo: Plan, store: Store, *, missing: Sequence[str], warnings: Sequence[str], workers: int) -> None:
+    """The whole plan: points, what they need with reasons, packs, cost, what this machine lacks, and what looks wrong."""
     console = Console()
     show_summary(asked, todo)
     if asked.question:
@@ -77,6 +78,8 @@ def show_plan(asked: Study, todo: Plan, store: Store, *, missing: Sequence[str],
         )
     for lack in missing:
         console.print(f"[yellow]missing here:[/] {escape(lack)}")
+    for warning in warnings:
+        console.print(f"[yellow]warning:[/] {escape(warning)}")
     print(f"results: {store.root}")
 
 
@@ -97,6 +100,7 @@ def show_status(store: Store, asked: Study) -> None:
     for name, status in states.items():
         if status.state in (State.FAILED, State.BLOCKED, State.LOST, State.TIMEOUT, State.PREEMPTED, State.CANCELLED):
             print(f"  {status.state.value:<9} {name}: {status.message}")
+    _show_warnings(store, needs)
     _show_jobs(store, asked.name)
 
 
@@ -142,6 +146,7 @@ def show_end(store: Store, asked: Study, files: Sequence[Path], ui: str) -> int:
                 print(_verdict(store, spec))
     for path in files:
         print(f"figure: {path}")
+    _show_warnings(store, specs.closure(list(wanted.values())))
     states = {name: study.point_status(store, spec) for name, spec in wanted.items()}
     failed = {name: status for name, status in states.items() if status.state is not State.DONE}
     reasons = Counter(f"{status.state.value}: {status.message}" for status in failed.values())
@@ -157,6 +162,15 @@ def show_end(store: Store, asked: Study, files: Sequence[Path], ui: str) -> int:
     return len(failed)
 
 
+def _show_warnings(store: Store, built: Sequence[Spec]) -> None:
+    """The most frequent warnings of what is finished, each with the number of results that have it."""
+    found = Counter(warning for spec in built for warning in dict.fromkeys(study.warnings(store, spec)))
+    for warning, count in found.most_common(MOST_ROWS):
+        print(f"warning: {warning} ({count} {'result' if count == 1 else 'results'})")
+    if len(found) > MOST_ROWS:
+        print(f"warning: and {len(found) - MOST_ROWS} others")
+
+
 def _unknown_setting(cause: Any) -> str:
     """OmegaConf's error for a key that its mapping does not have."""
     name = str(cause.full_key)
@@ -164,6 +178,8 @@ def _unknown_setting(cause: Any) -> str:
     known = {f"{place}.{other}".lstrip(".") for other in [*cause.parent_node, *config.known_settings(place)] if other != "hydra"}
     if name in known:
         return f"setting {name!r} stands in no file that was chosen: add it with +{name}=VALUE"
+    if place in ADDED:
+        return f"nothing stands at {name}: add it with {ADDED[place].format(name=name)}"
     return unknown("setting", name, known) if known else f"unknown setting {name!r}: {place} is a single value"
 
 

@@ -105,6 +105,13 @@ def point_status(store: Store, spec: Spec) -> Status:
     return store.status(spec)
 
 
+def warnings(store: Store, spec: Spec) -> list[str]:
+    """What a finished step warns of: of the checkpoints that it combines, and of what it scored."""
+    if not store.is_done(spec):
+        return []
+    return [*store.provenance(spec).get("warnings", ()), *scores(store, spec).get("warnings", ())]
+
+
 def scores(store: Store, spec: Spec) -> dict[str, Any]:
     """The finished scores of an evaluation (`results.json`), or nothing."""
     if not isinstance(spec, Evaluation) or not store.is_done(spec):

@@ -12,10 +12,13 @@ from hydra import initialize_config_dir
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from cpt_lab import points as points_of
+from cpt_lab import report
 from cpt_lab.study import Point
 from hydra_plugins.cpt_packed._compose import compose
 from hydra_plugins.cpt_packed.grid_sweeper import expand
@@ -47,6 +50,15 @@ def whole(loader: ConfigLoader, master: DictConfig, overrides: list[str]) -> Dat
     """One point composed by Hydra alone, without the corpora, which are no choice of a group."""
     point = loader.load_sweep_config(master, overrides)
     return {str(name): _resolved(point[name]) for name in point if name not in ("hydra", "corpora")}
+
+
+def refused(*words: str) -> str:
+    """What the app says of a command whose points cannot be made; AssertionError if they can."""
+    try:
+        made = points(*words)
+    except (HydraException, OmegaConfBaseException, ValueError, KeyError) as error:
+        return report.sentence(error)
+    raise AssertionError(f"{words} make {len(made)} points")
 
 
 def _resolved(node: Any) -> Any:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from cpt_lab.families import FAMILIES
@@ -18,6 +20,9 @@ SENTENCES = (
     "def area(width, height):\n    return width * height",
     "Question: what is 12 + 30? Answer: 42 #### 42",
 )
+# One of each way to store a layer: norms over q and k, grouped heads, fused rows, interleaved rows, fused columns. What differs from them
+# in names and switches alone is tested with the slow ones.
+FAST_FAMILIES = ("olmo2", "llama", "phi3", "gpt_neox", "gpt2")
 WIDE_HEADS = ("gemma2", "qwen3")  # their head_dim is a setting of its own, not hidden_size / num_heads
 SPECIAL_TOKENS = ("<|endoftext|>", "<|padding|>")
 
@@ -51,6 +56,12 @@ def tiny_shapes(*, kv_heads: tuple[int, ...] = (4, 2, 1)) -> list[ModelShape]:
     return shapes + [
         tiny_shape(name + changes, num_kv_heads=2 if FAMILIES[name].grouped else 4) for name, changes in turned.items() if changes
     ]
+
+
+def each_family(cases: Iterable[ModelShape | str]) -> list[Any]:
+    """Parameters of a test: shapes, or families by name, of which those of FAST_FAMILIES are fast."""
+    families = {case: case if isinstance(case, str) else case.family for case in cases}
+    return [case if family in FAST_FAMILIES else pytest.param(case, marks=pytest.mark.slow) for case, family in families.items()]
 
 
 def tiny_model(shape: ModelShape, *, seed: int = 0, dtype: torch.dtype = torch.float32) -> Any:

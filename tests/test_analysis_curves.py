@@ -18,7 +18,8 @@ from matplotlib.colors import to_hex
 import made_up_study as made
 from analysis import FIGURES, rewind_curve, summary
 from analysis.curves import Curve, curves, references
-from analysis.results import frame, gaps, is_share, metric_names
+from analysis.interactive_curve import interactive
+from analysis.results import frame, gaps, is_share, metric_names, rewound_units
 from cpt_lab.store import Store
 from cpt_lab.study import Point, Study, resolved
 
@@ -157,7 +158,7 @@ def test_the_tuned_model_and_points_that_rewind_nothing_are_reference_lines(fini
     if not store.is_done(plain.spec):
         made.score(store, plain.spec, 0.05)
     table = frame(store, study.model_copy(update={"points": (*study.points, plain)}))
-    assert references(table, made.ACCURACY) == {"base": 0.05, "tuned, no head rewound": 0.9}
+    assert references(table, made.ACCURACY) == {"base": 0.05, "nothing rewound": 0.9}
     assert len(curves(table, made.ACCURACY)) == 3
 
 
@@ -175,7 +176,7 @@ def test_a_study_that_rewinds_nothing_has_no_curve_and_a_summary_of_its_points(r
     table = results.assign(fraction=None)
     table.attrs = results.attrs
     assert "0.9000 ± 0.0688" in summary.text(table, width=200)
-    with pytest.raises(ValueError, match="no points that rewind heads"):
+    with pytest.raises(ValueError, match="no points that rewind"):
         curves(table, made.ACCURACY)
 
 
@@ -254,6 +255,29 @@ def test_the_same_results_give_the_same_files_and_the_page_needs_no_network(resu
     assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
     assert not re.search(r"<(script|link)[^>]+(src|href)\s*=", first[2].read_text())
     assert sorted(path.name for path in (tmp_path / "a").iterdir()) == sorted(path.name for path in first)
+
+
+@pytest.mark.parametrize(("unit", "plural"), [("head", "heads"), ("layer", "layers"), ("matrix", "matrices")])
+def test_axes_and_tables_say_what_is_rewound(unit: str, plural: str, tmp_path: Path) -> None:
+    store, study = made.make(tmp_path)
+    order = made.ranking("random", "ascending", 0).but(unit=unit)
+    whole = Study(name="whole", points=tuple(made.point(order, fraction) for fraction in (0, 1)))  # settled without the order
+    made.finish(store, whole)
+    table = frame(store, whole)
+    label = f"{plural.capitalize()} rewound to the base [%]"
+    assert [axis.get_xlabel() for axis in rewind_curve.printed(table).axes] == [label, label]
+    page = interactive(table)
+    assert {page.layout.xaxis.title.text, page.layout.xaxis2.title.text} == {label}
+    assert f"against the {plural} rewound [%]" in summary.text(table)
+    mixed = frame(store, study.model_copy(update={"points": (*whole.points, study.points[0])}))
+    assert rewound_units(mixed) == ("heads" if unit == "head" else "units")
+
+
+def test_where_points_that_rewind_nothing_differ_there_is_no_line_for_them(results: pd.DataFrame) -> None:
+    other = results.assign(key="another checkpoint", percent=50)
+    both = pd.concat([results, other], ignore_index=True)
+    both.attrs = results.attrs
+    assert references(both, made.ACCURACY) == {}
 
 
 def test_a_study_of_one_task_has_one_panel(results: pd.DataFrame) -> None:

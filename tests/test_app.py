@@ -78,9 +78,9 @@ def test_the_composed_configuration_can_be_printed() -> None:
 
 
 def test_the_status_of_an_experiment_that_never_ran_is_that_of_planned_points(tmp_path: Path) -> None:
-    answer = here("status", "+experiment=rewind_1b", f"results={tmp_path}")
+    answer = here("status", "+experiment=quickstart", f"results={tmp_path}")
     assert answer.code == 0, answer.err
-    assert answer.out.startswith("study rewind_1b: 238 points: 238 planned")
+    assert answer.out.startswith("study quickstart: 49 points: 49 planned")
 
 
 # ------------------------------------------------------------------------------------------------------- a whole study

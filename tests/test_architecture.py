@@ -27,7 +27,7 @@ from cpt_lab.architecture import (
     shape_from_config,
 )
 from cpt_lab.specs import ModelShape
-from factory import tiny_checkpoint, tiny_config, tiny_model, tiny_shape, tiny_shapes
+from factory import each_family, tiny_checkpoint, tiny_config, tiny_model, tiny_shape, tiny_shapes
 
 SHAPES = tiny_shapes()
 COUPLED = ("olmo2", "olmo3")  # families whose q and k norms run over all heads of a layer
@@ -59,7 +59,7 @@ def all_heads(shape: ModelShape) -> list[Slice]:
 # ----------------------------------------------------------------------------------------------------- who claims what
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=name)
+@pytest.mark.parametrize("shape", each_family(SHAPES), ids=name)
 def test_the_roles_claim_every_attention_and_mlp_parameter_exactly_once(shape: ModelShape) -> None:
     slices = [part for layer in range(shape.num_layers) for role in roles(shape) for part in role_slices(shape, layer, role)]
     for parameter, count in claims(tiny_model(shape), slices).items():
@@ -67,7 +67,7 @@ def test_the_roles_claim_every_attention_and_mlp_parameter_exactly_once(shape: M
         assert torch.equal(count, torch.full_like(count, expected)), parameter
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=name)
+@pytest.mark.parametrize("shape", each_family(SHAPES), ids=name)
 def test_the_heads_claim_every_attention_parameter_exactly_once_but_what_all_of_them_share(shape: ModelShape) -> None:
     for parameter, count in claims(tiny_model(shape), all_heads(shape)).items():
         shared = OF_NO_HEAD.search(parameter) or (shape.family.startswith("qwen3") and parameter.endswith("_norm.weight"))
@@ -75,7 +75,7 @@ def test_the_heads_claim_every_attention_parameter_exactly_once_but_what_all_of_
         assert torch.equal(count, torch.full_like(count, expected)), parameter
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=name)
+@pytest.mark.parametrize("shape", each_family(SHAPES), ids=name)
 def test_the_matrices_of_all_roles_claim_every_weight_matrix_of_a_layer_exactly_once(shape: ModelShape) -> None:
     slices = [part for layer in range(shape.num_layers) for role in roles(shape) for part in matrix(shape, layer, role)]
     for parameter, count in claims(tiny_model(shape), slices).items():
@@ -83,7 +83,7 @@ def test_the_matrices_of_all_roles_claim_every_weight_matrix_of_a_layer_exactly_
         assert torch.equal(count, torch.full_like(count, expected)), parameter
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=name)
+@pytest.mark.parametrize("shape", each_family(SHAPES), ids=name)
 def test_head_matrices_are_the_two_axis_slices_of_their_head(shape: ModelShape) -> None:
     model = dict(tiny_model(shape).named_parameters())
     for head in range(shape.num_heads):
@@ -94,7 +94,7 @@ def test_head_matrices_are_the_two_axis_slices_of_their_head(shape: ModelShape) 
         }
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=name)
+@pytest.mark.parametrize("shape", each_family(SHAPES), ids=name)
 def test_the_matrix_of_a_role_is_that_of_its_heads_in_their_order(shape: ModelShape) -> None:
     for role in ATTENTION_ROLES:
         step = group_size(shape) if role in ("k", "v") else 1
@@ -110,7 +110,7 @@ def test_families_without_a_gate_have_six_roles() -> None:
         matrix(tiny_shape("gpt2"), 0, "gate")
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=name)
+@pytest.mark.parametrize("shape", each_family(SHAPES), ids=name)
 def test_matrices_are_stored_out_by_in_unless_transposed(shape: ModelShape) -> None:
     model = dict(tiny_model(shape).named_parameters())
     (up,) = matrix(shape, 0, "up")
@@ -157,7 +157,7 @@ def is_coupled(shape: ModelShape) -> bool:
     return shape.family.startswith(COUPLED)
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=name)
+@pytest.mark.parametrize("shape", each_family(SHAPES), ids=name)
 def test_noise_in_the_own_slices_of_a_head_moves_that_head_alone(shape: ModelShape) -> None:
     for head in range(shape.num_heads):
         own = before_o(shape, head, kv=False)
@@ -167,7 +167,7 @@ def test_noise_in_the_own_slices_of_a_head_moves_that_head_alone(shape: ModelSha
         assert moved_heads(shape, lambda parameters, own=own: noise(parameters, own)) == [head]
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=name)
+@pytest.mark.parametrize("shape", each_family(SHAPES), ids=name)
 def test_noise_in_each_slice_of_k_and_v_moves_the_heads_of_their_group_alone(shape: ModelShape) -> None:
     size = group_size(shape)
     for first in range(0, shape.num_heads, size):
@@ -199,7 +199,7 @@ def test_the_norms_of_qwen3_move_all_heads_and_so_belong_to_none() -> None:
         assert moved_heads(shape, lambda parameters, norm=norm: noise(parameters, [norm])) == [0, 1, 2, 3]
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=name)
+@pytest.mark.parametrize("shape", each_family(SHAPES), ids=name)
 def test_zeros_in_the_o_block_of_a_head_take_away_that_head_alone(shape: ModelShape) -> None:
     module = projection(tiny_model(shape, dtype=torch.float64), shape)
     inputs = torch.randn(5, shape.num_heads * shape.head_dim, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
@@ -212,7 +212,7 @@ def test_zeros_in_the_o_block_of_a_head_take_away_that_head_alone(shape: ModelSh
         assert torch.allclose(module(inputs), expected, atol=1e-14)
 
 
-@pytest.mark.parametrize("shape", [shape for shape in SHAPES if shape.num_kv_heads == shape.num_heads], ids=name)
+@pytest.mark.parametrize("shape", each_family(shape for shape in SHAPES if shape.num_kv_heads == shape.num_heads), ids=name)
 def test_noise_in_the_mlp_roles_moves_what_they_are_named_after(shape: ModelShape) -> None:
     """Rows of up and gate move the same units of the input of down; the first half of the units leaves the second in place."""
     model = tiny_model(shape, dtype=torch.float64)
@@ -234,13 +234,13 @@ def test_noise_in_the_mlp_roles_moves_what_they_are_named_after(shape: ModelShap
 # --------------------------------------------------------------------------------------------------------- config.json
 
 
-@pytest.mark.parametrize("shape", [shape.but(tied_embeddings=tied) for shape in SHAPES for tied in (False, True)], ids=name)
+@pytest.mark.parametrize("shape", each_family(shape.but(tied_embeddings=tied) for shape in SHAPES for tied in (False, True)), ids=name)
 def test_the_shape_of_a_checkpoint_comes_back_from_its_config(shape: ModelShape, tmp_path: Path) -> None:
     tiny_config(shape).save_pretrained(tmp_path)
     assert shape_from_config(json.loads((tmp_path / "config.json").read_text()), shape.name) == shape
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", each_family(FAMILIES))
 def test_a_config_that_says_nothing_means_what_transformers_assumes(family: str) -> None:
     from transformers import AutoConfig
 

@@ -8,19 +8,20 @@ from typing import Any
 import pytest
 
 from command_line import here
-from compositions import CONF, EXPERIMENTS, composed, hydra, points, whole
+from compositions import CONF, composed, hydra, points, whole
 from cpt_lab import config
 from cpt_lab import points as points_of
 from cpt_lab.interventions.rewind import Rewind
-from cpt_lab.specs import Evaluation, HubCheckpoint, Patched, Spec, Spectra, TopOf, TrainedCheckpoint, digest, key
+from cpt_lab.specs import Evaluation, HubCheckpoint, Patched, Spec, Spectra, TopOf, TrainedCheckpoint, key
 from cpt_lab.spectra import PRESETS
 from cpt_lab.spectra.choice import chosen
 from hydra_plugins.cpt_packed._compose import compose
 
-NEEDED = {"tracking/server": ["tracking.uri=http://localhost:5000"]}  # what a file leaves to its user
-GROUPS = sorted(
-    f"{path.parent.name}/{path.stem}" for path in CONF.glob("*/*.yaml") if path.parent.name not in ("corpus", "experiment", "local")
-)
+GROUPS = {
+    group.name: sorted(path.stem for path in group.glob("*.yaml"))
+    for group in sorted(CONF.iterdir())
+    if group.is_dir() and group.name not in ("corpus", "experiment", "local")
+}
 CORPORA = sorted(path.stem for path in (CONF / "corpus").glob("*.yaml"))
 # P table 3 and appendix B.2: what `model` and `experiment` must say of the 1B and the 7B
 OLMO2: dict[str, dict[str, Any]] = {
@@ -42,6 +43,7 @@ LARGER = {
     "olmo2_32b": (5120, 64, 40, 8, 27648, "allenai/OLMo-2-0325-32B", "stage1-step721901-tokens6056B"),
 }
 ONE_OF_EACH_SORT = ("quickstart", "rewind_7b", "soup_math_text_1b", "rotate_llama31_8b", "prune_gpt2_small")  # what their sweeps vary
+FEW_POINTS = ("soup_math_text_1b", "rotate_llama31_8b", "quickstart")
 ONE_POINT = ("intervention=rewind", "intervention.fraction=0.5", "criterion=random")
 NOT_SCIENCE = (
     ("results=/somewhere/else",),
@@ -55,11 +57,13 @@ NOT_SCIENCE = (
 )
 
 
-@pytest.mark.parametrize("experiment", ONE_OF_EACH_SORT)
+@pytest.mark.parametrize(
+    "experiment", [name if name in FEW_POINTS else pytest.param(name, marks=pytest.mark.slow) for name in ONE_OF_EACH_SORT]
+)
 def test_fast_composition_equals_composing_each_point_whole(experiment: str) -> None:
     with hydra(f"+experiment={experiment}", "verb=plan") as (loader, master, sweep):
         fast = compose(loader, master, sweep)
-        for index in {0, len(sweep) - 1, *range(3, len(sweep), 31)}:
+        for index in {0, len(sweep) - 1, *range(3, len(sweep), 61)}:
             data, chosen = fast[index]
             assert {name: value for name, value in data.items() if name != "corpora"} == whole(loader, master, sweep[index])
             assert chosen == experiment
@@ -76,37 +80,52 @@ def test_fast_composition_does_not_mix_up_points_of_several_choices() -> None:
     with hydra(*words) as (loader, master, sweep):
         fast = compose(loader, master, sweep)
         assert len(fast) == 16
-        for (data, _), overrides in zip(fast, sweep, strict=True):
+        for (data, _), overrides in zip(fast[::3], sweep[::3], strict=True):
             assert {name: value for name, value in data.items() if name != "corpora"} == whole(loader, master, overrides)
 
 
-@pytest.mark.parametrize("experiment", EXPERIMENTS)
-def test_every_experiment_composes_into_valid_points_with_names_of_their_own(experiment: str) -> None:
-    made = points(f"+experiment={experiment}")
-    assert len({point.name for point in made}) == len(made) > 1
-    assert len({digest(point.spec) for point in made}) == len(made)
-    assert all(point.varies.keys() == made[0].varies.keys() for point in made)
-    assert all("." not in column and "@" not in column for column in made[0].varies)
+def test_a_value_that_other_settings_refer_to_is_composed_with_them() -> None:
+    words = ["intervention=rewind", "intervention.fraction=0,0.5", "question='${intervention.fraction} of ${intervention}'", "workers=1,2"]
+    with hydra(*words) as (loader, master, sweep):
+        fast = [data for data, _ in compose(loader, master, sweep)]
+        assert [data["workers"] for data in fast] == [1, 2, 1, 2]
+        assert [data["question"].partition(" of ")[0] for data in fast] == ["0", "0", "0.5", "0.5"]
+        assert all(str(data["intervention"]) in data["question"] for data in fast)
 
 
-@pytest.mark.parametrize("choice", GROUPS)
-def test_every_file_of_every_group_composes_on_its_own(choice: str) -> None:
-    group, _, name = choice.partition("/")
-    (data,) = composed(f"{group}={name}", *NEEDED.get(choice, []))
+def test_points_that_share_a_composition_do_not_see_the_values_of_one_another() -> None:
+    one, other = composed("intervention=rewind", "intervention.fraction=0,0.5", "protocol.seed=1")
+    assert (one["intervention"]["fraction"], other["intervention"]["fraction"]) == (0, 0.5)
+    assert one["intervention"] is not other["intervention"]
+    assert one["model"] is other["model"]
+
+
+def test_what_no_point_can_do_without_is_composed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    with hydra("intervention=rewind", "intervention.fraction=0,0.5", "results=/elsewhere") as (loader, master, sweep):
+        monkeypatch.setattr(loader, "load_sweep_config", lambda *_: pytest.fail("composed again"))
+        assert [data["results"] for data, _ in compose(loader, master, sweep)] == ["/elsewhere", "/elsewhere"]
+
+
+@pytest.mark.parametrize("row", range(max(map(len, GROUPS.values()))))
+def test_every_file_of_every_group_composes(row: int) -> None:
+    """The first files of all groups together, then the second ones, ..."""
+    chosen = {group: names[row] for group, names in GROUPS.items() if row < len(names)}
+    needed = ["tracking.uri=http://localhost:5000"] if chosen.get("tracking") == "server" else []  # what the file leaves to its user
+    (data,) = composed(*(f"{group}={name}" for group, name in chosen.items()), *needed)
     parsed = config.parse(data)
-    value = getattr(parsed, group)
-    if group not in ("training", "tracking", "spectra"):
-        assert (value["name"] if isinstance(value, dict) else value.name) == name
+    for group in chosen.keys() - {"training", "tracking", "spectra"}:
+        value = getattr(parsed, group)
+        assert (value["name"] if isinstance(value, dict) else value.name) == chosen[group]
 
 
-@pytest.mark.parametrize("corpus", CORPORA)
-def test_every_corpus_can_stand_in_a_mixture_under_the_name_of_its_file(corpus: str) -> None:
-    (point,) = points("target=train", f"mixture.parts=[{{corpus:{corpus},tokens:1000000,oversample:true}}]")
+def test_every_corpus_can_stand_in_a_mixture_under_the_name_of_its_file() -> None:
+    parts = ",".join(f"{{corpus:{corpus},tokens:1000000,oversample:true}}" for corpus in CORPORA)
+    (point,) = points("target=train", f"mixture.parts=[{parts}]")
     assert isinstance(point.spec, TrainedCheckpoint)
-    assert [part.corpus.name for part in point.spec.mixture.parts] == [corpus]
+    assert [part.corpus.name for part in point.spec.mixture.parts] == CORPORA
 
 
-@pytest.mark.parametrize("experiment", OLMO2)
+@pytest.mark.parametrize("experiment", ["rewind_1b", pytest.param("rewind_7b", marks=pytest.mark.slow)])
 def test_the_rewind_of_the_paper_has_its_models_its_data_and_its_recipe(experiment: str) -> None:
     expected = OLMO2[experiment]
     made = points(f"+experiment={experiment}")
@@ -125,7 +144,7 @@ def test_the_rewind_of_the_paper_has_its_models_its_data_and_its_recipe(experime
     assert (recipe.betas, recipe.eps, recipe.weight_decay, recipe.precision) == ((0.9, 0.95), 1e-8, 0.1, "bf16")
 
 
-@pytest.mark.parametrize("experiment", OLMO2)
+@pytest.mark.parametrize("experiment", ["rewind_1b", pytest.param("rewind_7b", marks=pytest.mark.slow)])
 def test_the_rewind_of_the_paper_compares_both_directions_with_three_random_orders_from_0_to_all(experiment: str) -> None:
     made = points(f"+experiment={experiment}")
     rows = {tuple(point.varies[name] for name in ("criterion", "direction", "seed")) for point in made}
@@ -235,7 +254,7 @@ def test_an_override_on_the_command_line_replaces_what_the_experiment_sweeps() -
 
 
 def test_a_results_folder_may_be_meant_from_home(tmp_path: Path) -> None:
-    answer = here("plan", "+experiment=rewind_1b", HOME=str(tmp_path), CPT_LAB_RESULTS="~/runs")
+    answer = here("plan", "+experiment=transplant_1b", HOME=str(tmp_path), CPT_LAB_RESULTS="~/runs")
     assert answer.out.endswith(f"results: {tmp_path / 'runs'}\n")
 
 

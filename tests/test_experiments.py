@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ import yaml
 from command_line import here
 from compositions import CONF, EXPERIMENTS, composed, points
 from cpt_lab import config
+from cpt_lab import points as points_of
 from cpt_lab.architecture import shape_from_config
 from cpt_lab.interventions.prune_layers import PruneLayers
 from cpt_lab.interventions.scale_transplant import ScaleTransplant
@@ -25,6 +27,7 @@ from cpt_lab.specs import (
     Patched,
     Spectra,
     TrainedCheckpoint,
+    digest,
     identity,
     key,
 )
@@ -85,6 +88,18 @@ EXPECTED = {
     *(f"post_training_{model}" for model in POST_TRAINED),
     *("heterogeneity_1b", "evolution_1b"),
 }
+# Of experiments that are one but for the model, the fast tests take the smallest: its siblings are composed with the slow ones.
+SIBLINGS = {
+    *("rewind_7b", "rewind_13b", "rewind_32b", "rewind_7b_inst", "truncate_7b", "truncate_13b", "truncate_7b_inst"),
+    *(f"soup_{pair}_7b" for pair in PAIRS),
+    *(f"{kind}_{model}" for kind in ("scale_transplant", "rotate") for model in list(POST_TRAINED)[1:]),
+    *(f"prune_{model}" for model in PRUNED if model not in ("gpt2_small", "pythia_160m")),
+}
+
+
+def each(experiments: Iterable[str], prefix: str = "") -> list[Any]:
+    """Parameters of a test: experiments by their names, or by what stands behind a prefix; siblings are slow."""
+    return [pytest.param(name, marks=pytest.mark.slow) if prefix + name in SIBLINGS else name for name in experiments]
 
 
 # ------------------------------------------------------------------------------------------------------------ mixtures
@@ -114,9 +129,10 @@ def test_a_corpus_has_as_many_tokens_as_the_paper_says() -> None:
 
 @pytest.mark.parametrize("name", [*TABLE_2, "dclm_20b", "dclm_100b", "dclm_200b", "dclm_400b"])
 def test_no_mixture_of_the_paper_asks_for_more_than_its_corpora_may_give(name: str) -> None:
-    (point,) = points("model=olmo2_1b", "base.from=hub", "training=cpt", "target=train", f"mixture={name}")
-    assert isinstance(point.spec, TrainedCheckpoint)
-    assert point.spec.mixture.name == name
+    (studied,) = points("model=olmo2_1b", "base.from=hub", "training=cpt", "target=train", "mixture=math_20b")
+    made = points_of.point({**studied.config, "mixture": mixture_of(name).model_dump()}, {})
+    assert isinstance(made.spec, TrainedCheckpoint)
+    assert made.spec.mixture.name == name
 
 
 # -------------------------------------------------------------------------------------------------------------- models
@@ -168,14 +184,25 @@ def test_every_experiment_of_the_papers_is_there() -> None:
     assert set(EXPERIMENTS) >= EXPECTED
 
 
-@pytest.mark.parametrize("experiment", sorted(EXPECTED))
+@pytest.mark.parametrize("experiment", each(EXPERIMENTS))
+def test_every_experiment_composes_into_valid_points_with_names_of_their_own(experiment: str) -> None:
+    made = points(f"+experiment={experiment}")
+    assert len({point.name for point in made}) == len(made) > 1
+    assert len({digest(point.spec) for point in made}) == len(made)
+    assert all(point.varies.keys() == made[0].varies.keys() for point in made)
+    assert all("." not in column and "@" not in column for column in made[0].varies)
+
+
+@pytest.mark.parametrize("experiment", each(sorted(EXPECTED)))
 def test_an_experiment_is_named_after_its_file_and_asks_one_question(experiment: str) -> None:
     parsed = config.parse(points(f"+experiment={experiment}")[0].config)
     assert parsed.study == experiment
     assert parsed.question.endswith("?")
 
 
-@pytest.mark.parametrize("experiment", sorted(name for name in EXPECTED if name.startswith(("rewind", "truncate", "soup", "transplant"))))
+@pytest.mark.parametrize(
+    "experiment", each(sorted(name for name in EXPECTED if name.startswith(("rewind", "truncate", "soup", "transplant"))))
+)
 def test_continual_pretraining_starts_from_the_release_with_the_batch_of_its_size(experiment: str) -> None:
     size = next(part for part in experiment.split("_") if part in BATCHES)
     for point in points(f"+experiment={experiment}"):
@@ -191,7 +218,7 @@ def test_continual_pretraining_starts_from_the_release_with_the_batch_of_its_siz
             assert isinstance(tuned.start, HubCheckpoint)
 
 
-@pytest.mark.parametrize("size", ["1b", "7b"])
+@pytest.mark.parametrize("size", ["1b", pytest.param("7b", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("pair", PAIRS)
 def test_a_soup_goes_from_its_first_domain_to_its_second_in_steps_of_a_tenth(pair: str, size: str) -> None:
     made = points(f"+experiment=soup_{pair}_{size}")
@@ -206,7 +233,7 @@ def test_a_soup_goes_from_its_first_domain_to_its_second_in_steps_of_a_tenth(pai
         assert (own.mixture.name, other.mixture.name, other.start) == (first, second, own.start)
 
 
-@pytest.mark.parametrize("size", ["1b", "7b"])
+@pytest.mark.parametrize("size", ["1b", pytest.param("7b", marks=pytest.mark.slow)])
 def test_soups_of_math_stand_beside_training_on_the_mixture(size: str) -> None:
     beside = {
         pair: [str(point.varies["mixture"]) for point in points(f"+experiment=soup_{pair}_{size}") if change(point) is None]
@@ -215,13 +242,13 @@ def test_soups_of_math_stand_beside_training_on_the_mixture(size: str) -> None:
     assert beside == {"math_inst": ["10binst_10bdm_20b"], "math_text": ["16bdm_20b", "8bdm_20b"]}
 
 
-@pytest.mark.parametrize("experiment", sorted(name for name in EXPECTED if name.startswith("truncate")))
+@pytest.mark.parametrize("experiment", each(sorted(name for name in EXPECTED if name.startswith("truncate"))))
 def test_a_truncation_goes_from_nothing_to_everything(experiment: str) -> None:
     changes = [change(point) for point in points(f"+experiment={experiment}")]
     assert [one.percent for one in changes if isinstance(one, Truncate)] == list(range(0, 101, 10))
 
 
-@pytest.mark.parametrize("model", POST_TRAINED)
+@pytest.mark.parametrize("model", each(POST_TRAINED, "scale_transplant_"))
 def test_scaled_transplants_take_the_models_and_the_factors_of_the_paper(model: str) -> None:
     made = points(f"+experiment=scale_transplant_{model}")
     base, instruct, reasoning = POST_TRAINED[model]
@@ -235,7 +262,7 @@ def test_scaled_transplants_take_the_models_and_the_factors_of_the_paper(model: 
     assert factors == {**dict.fromkeys(("q", "k", "v", "gate", "up", "down"), 1.0), "o": 1.4}
 
 
-@pytest.mark.parametrize("model", POST_TRAINED)
+@pytest.mark.parametrize("model", each(POST_TRAINED, "rotate_"))
 def test_rotations_are_undone_and_restored_on_both_sides_of_both_parts_of_both_models(model: str) -> None:
     made = points(f"+experiment=rotate_{model}")
     rows = {tuple(point.varies[name] for name in ("intervention", "side", "part")) for point in made if point.varies["side"] is not None}
@@ -251,7 +278,7 @@ def test_rotations_are_undone_and_restored_on_both_sides_of_both_parts_of_both_m
     assert hub_id(loaded(by_the_other)) == reasoning
 
 
-@pytest.mark.parametrize("model", PRUNED)
+@pytest.mark.parametrize("model", each(PRUNED, "prune_"))
 def test_pruning_compares_ways_to_choose_up_to_a_third_of_the_layers(model: str) -> None:
     made = points(f"+experiment=prune_{model}")
     assert loaded(made[0]).shape.num_layers == PRUNED[model]

@@ -23,7 +23,7 @@ from cpt_lab.patch import LiveModel, apply
 from cpt_lab.specs import Head, Heads, ModelShape, Spectra
 from cpt_lab.spectra.blocks import WHOLE
 from cpt_lab.weights import open_weights, save_checkpoint
-from factory import folder_spec, tiny_checkpoint, tiny_model, tiny_shapes, workspace
+from factory import each_family, folder_spec, tiny_checkpoint, tiny_model, tiny_shapes, workspace
 from spectral_tables import built, product
 
 SHAPES = tiny_shapes(kv_heads=(4, 2))
@@ -65,14 +65,14 @@ def logits(folder: Path) -> Tensor:
 # -------------------------------------------------------------------------------------------------------------- rewind
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=name)
+@pytest.mark.parametrize("shape", each_family(SHAPES), ids=name)
 def test_rewinding_no_head_is_tuned_bit_for_bit(shape: ModelShape) -> None:
     tuned, base = pair(shape)
     patched = apply(rewind(shape, ()).patch(shape), tuned, {"base": base})
     assert all(torch.equal(patched[parameter], tuned[parameter]) for parameter in tuned)
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=name)
+@pytest.mark.parametrize("shape", each_family(SHAPES), ids=name)
 def test_rewinding_every_head_gives_the_base_attention_and_the_rest_of_tuned(shape: ModelShape) -> None:
     tuned, base = pair(shape)
     patched = apply(rewind(shape, all_heads(shape)).patch(shape), tuned, {"base": base})
@@ -100,7 +100,7 @@ def own_blocks(parameters: dict[str, Tensor], shape: ModelShape, layer: int) -> 
             yield from enumerate(in_by_out.unflatten(0, (heads, width)))
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=name)
+@pytest.mark.parametrize("shape", each_family(SHAPES), ids=name)
 def test_rewinding_one_head_takes_its_q_and_o_from_base_and_no_other_heads(shape: ModelShape) -> None:
     tuned, base = pair(shape)
     patched = dict(apply(rewind(shape, ((1, 2),)).patch(shape), tuned, {"base": base}))
@@ -111,7 +111,7 @@ def test_rewinding_one_head_takes_its_q_and_o_from_base_and_no_other_heads(shape
         assert all(torch.equal(new, expected) for _, new, expected in seen)
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=name)
+@pytest.mark.parametrize("shape", each_family(SHAPES), ids=name)
 def test_a_live_model_takes_the_patch_and_gives_every_bit_back(shape: ModelShape) -> None:
     tuned, base = pair(shape)
     model = LiveModel(tiny_model(shape), tuned, {"base": base})
@@ -126,7 +126,7 @@ def test_a_live_model_takes_the_patch_and_gives_every_bit_back(shape: ModelShape
 # --------------------------------------------------------------------------------------------------------- checkpoints
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=name)
+@pytest.mark.parametrize("shape", each_family(SHAPES), ids=name)
 def test_the_parameters_on_disk_have_the_names_of_the_model_in_memory(shape: ModelShape, tmp_path: Path) -> None:
     weights = open_weights(saved(shape, tmp_path))
     expected = dict(tiny_model(shape).named_parameters())
@@ -136,7 +136,7 @@ def test_the_parameters_on_disk_have_the_names_of_the_model_in_memory(shape: Mod
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("tied", [False, True])
-@pytest.mark.parametrize("shape", PLAIN, ids=name)
+@pytest.mark.parametrize("shape", each_family(PLAIN), ids=name)
 def test_a_copy_loads_with_the_logits_and_the_files_of_its_source(
     shape: ModelShape, tied: bool, dtype: torch.dtype, tmp_path: Path
 ) -> None:
@@ -149,7 +149,7 @@ def test_a_copy_loads_with_the_logits_and_the_files_of_its_source(
     assert torch.equal(logits(tmp_path / "out"), logits(like))
 
 
-@pytest.mark.parametrize("shape", PLAIN, ids=name)
+@pytest.mark.parametrize("shape", each_family(PLAIN), ids=name)
 def test_a_rewound_checkpoint_loads_with_the_logits_of_the_patched_model(shape: ModelShape, tmp_path: Path) -> None:
     like, base = (saved(shape, tmp_path / part, seed=seed, shard_size="30KB") for seed, part in enumerate(["tuned", "base"]))
     patch = rewind(shape, ((0, 0), (1, 3))).patch(shape)
@@ -202,7 +202,7 @@ def delta_norms(tuned: dict[str, Tensor], base: dict[str, Tensor], shape: ModelS
     return np.sqrt(squares)
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=name)
+@pytest.mark.parametrize("shape", each_family(SHAPES), ids=name)
 def test_tables_and_orders_of_the_heads_are_those_of_plain_loops(shape: ModelShape, tmp_path: Path) -> None:
     folders = [saved(shape, tmp_path / part, seed=seed) for seed, part in enumerate(["tuned", "base"])]
     tuned, base = (in_folder(folder) for folder in folders)
@@ -216,7 +216,7 @@ def test_tables_and_orders_of_the_heads_are_those_of_plain_loops(shape: ModelSha
     assert json.loads((order.product / "ranking.json").read_text())["order"][0] == [int(index) for index in best]
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=name)
+@pytest.mark.parametrize("shape", each_family(SHAPES), ids=name)
 def test_the_heads_of_a_role_are_together_the_whole_matrix(shape: ModelShape, tmp_path: Path) -> None:
     folder = saved(shape, tmp_path / "model")
     table = built(Spectra(checkpoint=in_folder(folder), measures=("frobenius_norm",)), tmp_path / "results")

@@ -24,7 +24,7 @@ from cpt_lab.patch import LiveModel, Patch, apply
 from cpt_lab.specs import Checkpoint, Evaluation, Patched, Ranking, TopOf
 from cpt_lab.tensor_edits import EVERYTHING, Combine
 from cpt_lab.weights import open_weights
-from factory import folder_spec, tiny_checkpoint, tiny_config, tiny_model, tiny_shape, workspace
+from factory import each_family, folder_spec, tiny_checkpoint, tiny_config, tiny_model, tiny_shape, workspace
 
 NUM_LAYERS = 4
 TOKENS = torch.arange(2, 22).unsqueeze(0)
@@ -79,7 +79,7 @@ def on_disk(folder: Path, like: Path, name: str, *layers: int) -> Path:
 # ----------------------------------------------------------------------------------------------------- one model in three
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", each_family(FAMILIES))
 def test_live_and_on_disk_are_one_model_in_every_family(name: str, tmp_path: Path) -> None:
     tuned = tiny_checkpoint(tmp_path / "tuned", family=name, num_layers=NUM_LAYERS)
     whole = loaded(tuned)
@@ -96,7 +96,7 @@ def test_live_and_on_disk_are_one_model_in_every_family(name: str, tmp_path: Pat
     assert generated(whole) == said
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", each_family(FAMILIES))
 def test_pruning_equals_skipping_the_layers(name: str, tmp_path: Path) -> None:
     tuned = tiny_checkpoint(tmp_path / "tuned", family=name, num_layers=NUM_LAYERS)
     shorter, skipping = loaded(tuned), loaded(tuned)

@@ -13,7 +13,7 @@ from cpt_lab.interventions.rotate_ablate import RotateAblate
 from cpt_lab.interventions.rotate_restore import RotateRestore
 from cpt_lab.patch import apply
 from cpt_lab.specs import Evaluation, ModelShape, Patched
-from factory import folder_spec, tiny_shape, tiny_shapes
+from factory import each_family, folder_spec, tiny_shape, tiny_shapes
 from spectral_cases import (
     BY_HAND,
     Array,
@@ -73,7 +73,7 @@ def test_vectors_of_one_side_are_the_bases_in_every_matrix_of_the_part(kind: Rot
     assert_close(found, changed_by_hand(shape, places(shape, part), new), atol=1e-5)
 
 
-@pytest.mark.parametrize("shape", tiny_shapes(kv_heads=(4, 2)), ids=title)
+@pytest.mark.parametrize("shape", each_family(tiny_shapes(kv_heads=(4, 2))), ids=title)
 @pytest.mark.parametrize("kind", [RotateAblate, RotateRestore])
 def test_where_nothing_was_rotated_it_is_the_identity_to_rounding(kind: Rotation, shape: ModelShape) -> None:
     tuned = checkpoints(shape)["tuned"]

@@ -12,7 +12,7 @@ from cpt_lab.interventions import parse
 from cpt_lab.interventions.scale_transplant import TABLE, ScaleTransplant, ScaleTransplantSettings
 from cpt_lab.patch import apply
 from cpt_lab.specs import Checkpoint, Evaluation, HubCheckpoint, ModelShape, Patched, Ranking
-from factory import folder_spec, tiny_shape, tiny_shapes
+from factory import each_family, folder_spec, tiny_shape, tiny_shapes
 from spectral_cases import (
     BY_HAND,
     Array,
@@ -88,7 +88,7 @@ def test_measured_alpha_of_a_scaled_base_is_its_scale_and_gives_the_tuned_weight
     assert_close(dict(found), arrays(tuned), atol=1e-6)
 
 
-@pytest.mark.parametrize("shape", tiny_shapes(kv_heads=(4, 2)), ids=title)
+@pytest.mark.parametrize("shape", each_family(tiny_shapes(kv_heads=(4, 2))), ids=title)
 def test_alpha_of_one_and_the_checkpoint_itself_is_the_identity_to_rounding(shape: ModelShape) -> None:
     change = ScaleTransplant(base=folder_spec(Path("base"), shape), roles=("q", "k", "v", "o", "up"), alpha=(1.0,) * 5)
     tuned = checkpoints(shape)["tuned"]

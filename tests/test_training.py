@@ -199,7 +199,9 @@ def test_the_summary_counts_tokens_steps_and_epochs(base: Path, token_file: Path
     assert facts["epochs"] == {"math": MIXTURE.tokens / tokens.available_tokens(token_file)}
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR2])
+@pytest.mark.parametrize(
+    "number", [signal.SIGUSR2, *(pytest.param(number, marks=pytest.mark.slow) for number in (signal.SIGINT, signal.SIGTERM))]
+)
 def test_an_interrupted_run_goes_on_to_the_same_bits(number: signal.Signals, base: Path, tmp_path: Path, trained: Trainer) -> None:
     received = []
     before = signal.signal(number, lambda *_: received.append(number))
@@ -219,6 +221,7 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(number: signal.Signals, bas
     assert [line["step"] for line in metrics(work.product)] == list(range(1, STEPS + 1))
 
 
+@pytest.mark.slow
 def test_a_run_that_dies_without_a_word_goes_on_from_its_last_state(base: Path, tmp_path: Path, trained: Trainer) -> None:
     def die(done: float) -> None:
         if done == 12 * RECIPE.batch_tokens:

@@ -12,7 +12,7 @@ from cpt_lab.interventions.rewind import Rewind
 from cpt_lab.interventions.transplant import Transplant
 from cpt_lab.patch import apply
 from cpt_lab.specs import Evaluation, Heads, ModelShape, Patched, identity
-from factory import folder_spec, tiny_shape, tiny_shapes
+from factory import each_family, folder_spec, tiny_shape, tiny_shapes
 from spectral_cases import (
     BY_HAND,
     Array,
@@ -49,7 +49,7 @@ def test_each_block_takes_the_singular_values_of_the_sources_and_the_rest_is_tun
     assert_close(patched(transplant(shape, source).patch(shape), shape), expected)
 
 
-@pytest.mark.parametrize("shape", tiny_shapes(kv_heads=(4, 2)), ids=title)
+@pytest.mark.parametrize("shape", each_family(tiny_shapes(kv_heads=(4, 2))), ids=title)
 def test_a_checkpoint_transplanted_into_itself_is_itself_to_rounding(shape: ModelShape) -> None:
     change = Transplant(name="base", source=folder_spec(Path("base"), shape), roles=("q", "k", "v", "o", "up", "down"))
     tuned = checkpoints(shape)["tuned"]

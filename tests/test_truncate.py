@@ -19,7 +19,7 @@ from cpt_lab.interventions.rewind import Rewind
 from cpt_lab.interventions.truncate import Truncate
 from cpt_lab.patch import LiveModel, Patch, apply
 from cpt_lab.specs import Evaluation, Heads, ModelShape, Patched
-from factory import folder_spec, tiny_model, tiny_shape, tiny_shapes
+from factory import each_family, folder_spec, tiny_model, tiny_shape, tiny_shapes
 from spectral_cases import (
     BY_HAND,
     Array,
@@ -65,7 +65,7 @@ def test_a_truncation_is_that_of_each_block_alone_and_the_rest_is_tuned(shape: M
     assert_close(patched(truncate(shape, percent).patch(shape), shape), expected)
 
 
-@pytest.mark.parametrize("shape", tiny_shapes(kv_heads=(4, 2)), ids=title)
+@pytest.mark.parametrize("shape", each_family(tiny_shapes(kv_heads=(4, 2))), ids=title)
 def test_all_kept_is_tuned_bit_for_bit(shape: ModelShape) -> None:
     change = Truncate(base=folder_spec(Path("base"), shape), percent=100, roles=("q", "k", "v", "o", "up", "down"))
     assert change.settled() is None
@@ -80,7 +80,7 @@ def test_none_kept_is_the_base_in_every_block_bit_for_bit_and_tuned_elsewhere(sh
     assert same_bits(patched(truncate(shape, 0).patch(shape), shape), expected)
 
 
-@pytest.mark.parametrize("shape", tiny_shapes(kv_heads=(4, 2)), ids=title)
+@pytest.mark.parametrize("shape", each_family(tiny_shapes(kv_heads=(4, 2))), ids=title)
 def test_no_block_is_edited_twice(shape: ModelShape) -> None:
     change = Truncate(base=folder_spec(Path("base"), shape), percent=50, roles=("q", "k", "v", "o", "up", "down"))
     targets = [edit.target for edit in change.patch(shape).edits]

@@ -7,6 +7,7 @@ from typing import Any
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
@@ -52,7 +53,7 @@ class GridSweeper(Sweeper):
 
 def expand(parser: OverridesParser, params: dict[str, str], grids: Sequence[dict[str, str]], arguments: Sequence[str]) -> list[list[str]]:
     """The overrides of every point, each once: the products of `params` with each grid, the command line's values in place of theirs."""
-    given = {override.get_key_element().lstrip("+~") for override in parser.parse_overrides(list(arguments))}
+    given = {place for override in parser.parse_overrides(list(arguments)) for place in _places(override)}
     points: dict[tuple[str, ...], None] = {}
     for grid in grids or [{}]:
         swept = [f"{key}={values}" for key, values in {**params, **grid}.items() if not _is_given(key, given)]
@@ -61,7 +62,13 @@ def expand(parser: OverridesParser, params: dict[str, str], grids: Sequence[dict
     return [list(point) for point in points]
 
 
+def _places(override: Override) -> set[str]:
+    """What an override sets: its key, and of a choice `group@package` the package too."""
+    key = override.get_key_element().lstrip("+~")
+    return {key, key.rpartition("@")[2]}
+
+
 def _is_given(key: str, given: set[str]) -> bool:
     """Whether the command line sets this key, or chooses the group it belongs to: criterion=x replaces a sweep of criterion.seed."""
-    parts = key.split(".")
+    parts = key.lstrip("+~").split(".")
     return any(".".join(parts[:length]) in given for length in range(1, len(parts) + 1))
