@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from analysis import bench_interventions, bench_spectra
+from analysis import bench_checkpoints, bench_interventions, bench_spectra
 from cpt_lab import study
 from cpt_lab.build import Workshop, ensure
 from cpt_lab.evaluation.tasks import local_name
@@ -49,6 +49,7 @@ def main() -> None:
     ratio = statistics.median(slow / fast for slow, fast in zip(stock[1:], warm[1:], strict=True))
     print(f"median ratio after the first point (which loads the model): {ratio:.1f}x less time per point, one thread each")
     bench_interventions.main()
+    bench_checkpoints.main()
     bench_spectra.main()
 
 

@@ -54,7 +54,10 @@ def fetch_checkpoint(spec: HubCheckpoint, work: Workspace) -> None:
     found = shape_from_config(json.loads((work.product / CONFIG).read_text()))
     for name, value in identity(spec.shape).items():
         if identity(found)[name] != value:
-            raise ValueError(f"{spec.id} has {name} {identity(found)[name]} and the configuration says {value}: correct model.shape.{name}")
+            raise ValueError(
+                f"{spec.id} has {name} {identity(found)[name]} and the configuration says {value}: correct model.shape.{name}, "
+                f"or tuned.model.shape.{name} if that is where its id stands"
+            )
 
 
 def fetch_tokenizer(spec: HubTokenizer, work: Workspace) -> None:

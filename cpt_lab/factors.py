@@ -81,15 +81,17 @@ class Truncations:
         whole = bisect_right(self._ends, rank) - 1
         known, self._sum = self._sum, None  # an exception below must not leave half a sum
         if known is None or self._summed > whole:
-            known, self._summed = self._rows.new_zeros(self._size), 0
+            known, self._summed = torch.zeros_like(_tall(tuned), dtype=self._rows.dtype), 0  # in memory it lies as the matrix does
         new = torch.empty_like(tuned)
-        parts = zip(*(torch.split(matrix, ROWS_AT_ONCE) for matrix in (known, _tall(new), _tall(tuned), _tall(base))), strict=True)
-        for total, result, end, start in parts:  # rows are independent of each other, and a part's temporaries stay in the cache
-            below = start.to(total.dtype)
-            delta = end.to(total.dtype) - below
+        matrices = (known, _tall(new), _tall(tuned), _tall(base))
+        scratch = [torch.empty_like(known[:ROWS_AT_ONCE]) for _ in range(2)]
+        for row in range(0, len(known), ROWS_AT_ONCE):  # rows are independent of each other, and what is worked on stays in the cache
+            total, result, end, start = (matrix[row : row + ROWS_AT_ONCE] for matrix in matrices)
+            below, delta = (rows[: len(total)].copy_(stored) for rows, stored in zip(scratch, (start, end), strict=True))
+            delta.sub_(below)
             for first, last in pairwise(self._ends[self._summed : whole + 1]):
                 self._add(total, delta, first, last, out=total)
-            result.copy_(below + self._add(total, delta, self._ends[whole], rank))
+            result.copy_(below.add_(self._add(total, delta, self._ends[whole], rank)))
         if self.keep:
             self._sum, self._summed = known, whole
         return new

@@ -61,6 +61,9 @@ class Family:
         default_factory=dict
     )  # our name of a setting -> its name in config.json, where that is not the usual one
     defaults: Mapping[str, int | float | bool] = field(default_factory=dict)  # what a setting is where config.json is silent
+    layer_vectors: int = 2  # of hidden size, in a layer, that belong to no role: norms, and their biases where they have some
+    last_vectors: int = 1  # of hidden size after the last layer
+    learned_positions: bool = False
     mlp_ratio: int | None = None  # MLP units per hidden unit where config.json is silent
 
 
@@ -123,7 +126,9 @@ FAMILIES: dict[str, Family] = {
     "mistral": Family((*_ATTENTION, *_MLP), defaults={"num_kv_heads": 8}),
     "qwen2": Family((*_ATTENTION, *_QKV_BIASES, *_MLP), defaults={"num_kv_heads": 32}),
     "qwen3": Family((*_ATTENTION, *_HEAD_NORMS, *_MLP), (_ATTENTION_BIAS,), defaults={"num_kv_heads": 32, "head_dim": 128}),
-    "gemma2": Family((*_ATTENTION, *_MLP), (_ATTENTION_BIAS,), defaults={"num_kv_heads": 4, "head_dim": 256, "tied_embeddings": True}),
+    "gemma2": Family(
+        (*_ATTENTION, *_MLP), (_ATTENTION_BIAS,), defaults={"num_kv_heads": 4, "head_dim": 256, "tied_embeddings": True}, layer_vectors=4
+    ),
     "phi3": Family(
         (
             Place("q", "self_attn.qkv_proj.weight"),
@@ -165,6 +170,9 @@ FAMILIES: dict[str, Family] = {
             "norm_eps": "layer_norm_epsilon",
         },
         defaults={"norm_eps": 1e-5, "rope_theta": 0.0, "tied_embeddings": True},  # learned positions: no rotation
+        layer_vectors=4,
+        last_vectors=2,
+        learned_positions=True,
         mlp_ratio=4,
     ),
     "gpt_neox": Family(  # Pythia too
@@ -193,5 +201,7 @@ FAMILIES: dict[str, Family] = {
         buffers=r"\.attention\.(bias|masked_bias|rotary_emb\.inv_freq)$",
         settings={"norm_eps": "layer_norm_eps"},
         defaults={"norm_eps": 1e-5},
+        layer_vectors=4,
+        last_vectors=2,
     ),
 }

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ DTYPES = {  # as the format names them -> as torch does
     **{"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"},
     **{"I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8", "U8": "uint8", "BOOL": "bool"},
 }
+PIECE = 1 << 18  # bytes written at once: with larger ones a kernel may search long for pages of their size, up to ten times the work
 METADATA = "__metadata__"
 LENGTH_BYTES = 8  # of the header's length at the start of a file; headers are padded to a multiple of it
 
@@ -73,15 +75,10 @@ def read(stored: Stored) -> torch.Tensor:
 
 def write(path: Path, shard: Shard, value: Callable[[Stored], torch.Tensor]) -> None:
     """Write tensors like those of `shard`, one after another; ValueError if a value differs in shape or dtype."""
-    import torch
-
-    with path.open("xb") as file:
-        file.write(_header(shard))
+    with path.open("xb", buffering=0) as file:
+        _write(file, memoryview(_header(shard)))
         for stored in shard.tensors:
-            tensor = value(stored)
-            _check_like(tensor, stored)
-            content = tensor.detach().cpu().contiguous().reshape(-1)
-            file.write(content.view(torch.uint8).numpy().data)
+            _write(file, _content(value(stored), stored))  # in one expression: a tensor goes before the next is made, which takes its place
 
 
 def num_bytes(tensors: Iterable[Stored]) -> int:
@@ -109,6 +106,19 @@ def _header(shard: Shard) -> bytes:
     text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % LENGTH_BYTES)
     return len(text).to_bytes(LENGTH_BYTES, "little") + text
+
+
+def _content(tensor: torch.Tensor, stored: Stored) -> memoryview:
+    import torch
+
+    _check_like(tensor, stored)
+    content: memoryview = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+    return content
+
+
+def _write(file: FileIO, content: memoryview) -> None:
+    while content:
+        content = content[file.write(content[:PIECE]) :]
 
 
 def _check_like(tensor: torch.Tensor, stored: Stored) -> None:

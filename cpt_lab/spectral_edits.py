@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal, TypeVar, cast
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from cpt_lab import edits
 from cpt_lab.architecture import Slice
 from cpt_lab.edits import ROOM, Memo, SliceEdit, Sources, narrow, source_values
 from cpt_lab.weights import check_finite
@@ -46,7 +47,7 @@ class TruncateDelta(SliceEdit):
         rank = factors.rank_kept(self.percent, *current.shape)
         if rank in (0, min(current.shape)):
             return current if rank else base
-        key = ("truncations", self.source, self.target)
+        key = ("truncations", id(sources[self.source]), self.target)
         if key in memo:
             truncations: Truncations = memo[key]
             truncations.keep = truncations.keep or _has_room(memo, truncations.sum_nbytes)  # a second point makes it a ladder
@@ -121,7 +122,8 @@ class SingularValues(MatrixEdit):
 
         scale = self.scale
         if isinstance(scale, MeasuredScale):
-            scale = _remember(memo, ("scale", self.source, scale), partial(_measured, scale, self.source, matrix, sources, memo))
+            key = ("scale", *(id(edits.source(name, sources)) for name in (self.source, scale.post)), scale.matrices)
+            scale = _remember(memo, key, partial(_measured, scale, self.source, matrix, sources, memo))
         values = _singular_values(self.source, self.matrix, sources, memo, like=matrix)
         return factors.with_singular_values(matrix, self.short_side(matrix, memo), scale * values)
 
@@ -146,7 +148,7 @@ class RotateVectors(MatrixEdit):
         from cpt_lab import factors
 
         theirs = _read(self.source, self.matrix, sources, like=matrix)
-        key = ("short", self.source, self.matrix)
+        key = ("short", id(sources[self.source]), self.matrix)
         return factors.factors(theirs, _remember_large(memo, key, lambda: factors.short_side(theirs)))
 
 
@@ -178,16 +180,16 @@ def _measured(scale: MeasuredScale, base: str, like: torch.Tensor, sources: Sour
 def _singular_values(source: str, matrix: Matrix, sources: Sources, memo: Memo, *, like: torch.Tensor) -> torch.Tensor:
     from cpt_lab import factors
 
-    return _remember(memo, ("values", source, matrix), lambda: factors.singular_values(_read(source, matrix, sources, like=like)))
+    key = ("values", id(edits.source(source, sources)), matrix)
+    return _remember(memo, key, lambda: factors.singular_values(_read(source, matrix, sources, like=like)))
 
 
 def _read(source: str, matrix: Matrix, sources: Sources, *, like: torch.Tensor) -> torch.Tensor:
     """A matrix of a source in float64, whatever it is stored in: T compares bfloat16 bases with float32 models."""
     import torch
 
-    if source not in sources:
-        raise ValueError(f"the patch reads from {source!r}, but its sources are {', '.join(sorted(sources)) or 'none'}")
-    found = torch.cat([narrow(sources[source], part).double() for part in matrix], dim=matrix[0].axis)
+    weights = edits.source(source, sources)
+    found = torch.cat([narrow(weights, part).double() for part in matrix], dim=matrix[0].axis)
     if found.shape != like.shape:
         raise ValueError(f"{matrix[0].parameter} differs in shape from {source}: give two models of one architecture and size")
     return _finite(found, matrix[0].parameter, source)

@@ -147,14 +147,19 @@ def _values_of(name: str, part: Slice, current: torch.Tensor, sources: Sources) 
 
 
 def _by_blocks(like: torch.Tensor, inputs: Sequence[torch.Tensor], function: Callable[..., torch.Tensor]) -> torch.Tensor:
-    """A function of single elements, applied to blocks of rows in the precision of the arithmetic; the result is as `like`."""
+    """A function of single elements, applied to blocks of rows in the precision of the arithmetic; the result is as `like`.
+
+    The function may write to its arguments.
+    """
     import torch
 
     result = torch.empty(like.shape, dtype=like.dtype)
     rows = max(1, BLOCK // max(1, like.numel() // max(1, len(like))))
+    scratch = [torch.empty((rows, *like.shape[1:]), dtype=_precise(like)) for _ in inputs]
     for start in range(0, len(like), rows):
-        blocks = (tensor[start : start + rows].to(_precise(like), copy=True) for tensor in inputs)
-        result[start : start + rows] = function(*blocks)
+        part = slice(start, min(start + rows, len(like)))
+        blocks = (room[: part.stop - start].copy_(tensor[part]) for room, tensor in zip(scratch, inputs, strict=True))
+        result[part] = function(*blocks)
     return result
 
 

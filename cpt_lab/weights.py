@@ -27,6 +27,7 @@ CONFIG = "config.json"
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+RECORDS = ("training.json", "metrics.jsonl", "commit.json", "patch.json")  # of how a folder came about: no copy came about so
 BLOCK = 1 << 22  # bytes read at once for a digest
 
 
@@ -201,8 +202,8 @@ def _check_room(layout: _Layout, like: Path, out: Path) -> None:
 
 
 def _companions(folder: Path) -> list[Path]:
-    """Configuration, tokenizer, generation settings, the shard index: every plain file but weights."""
-    files = [path for path in sorted(folder.iterdir()) if path.is_file() and not path.name.startswith(".")]
+    """Configuration, tokenizer, generation settings, the shard index: every plain file but weights and records."""
+    files = [path for path in sorted(folder.iterdir()) if path.is_file() and not path.name.startswith(".") and path.name not in RECORDS]
     return [path for path in files if path.suffix != ".safetensors" and not any(path.match(pattern) for pattern in PICKLES)]
 
 

@@ -73,6 +73,16 @@ def arrays(weights: Mapping[str, Tensor]) -> dict[str, Array]:
     return {name: tensor.double().numpy().copy() for name, tensor in weights.items()}
 
 
+def assert_sources_may_take_turns(patch: Patch, shape: ModelShape) -> None:
+    """Two checkpoints that are called base in turn are not mixed up, though what follows from them is remembered."""
+    weights, model = checkpoints(shape), live(shape)
+    for meant in ("base", "reference", "base"):
+        sources = {**weights, "base": weights[meant]}
+        model.read_from(sources)
+        model.set(patch)
+        assert same_bits(bits(model), dict(apply(patch, weights["tuned"], sources)))
+
+
 def assert_lives_as_it_is_mapped(patches: list[Patch], shape: ModelShape) -> None:
     """In place and as a mapping patches give the same bits, one after another, and the model's own come back."""
     model = live(shape)

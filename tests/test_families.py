@@ -36,6 +36,10 @@ def name(shape: ModelShape) -> str:
     return f"{shape.family}-{shape.num_heads}of{shape.num_kv_heads}"
 
 
+def size(shape: ModelShape) -> str:
+    return name(shape) + ("-tied" if shape.tied_embeddings else "")
+
+
 def all_heads(shape: ModelShape) -> tuple[Head, ...]:
     return tuple((layer, head) for layer in range(shape.num_layers) for head in range(shape.num_heads))
 
@@ -121,6 +125,11 @@ def test_a_live_model_takes_the_patch_and_gives_every_bit_back(shape: ModelShape
     assert all(torch.equal(live[parameter], tensor) for parameter, tensor in apply(patch, tuned, {"base": base}).items())
     model.reset()
     assert all(torch.equal(live[parameter], tuned[parameter]) for parameter in tuned)
+
+
+@pytest.mark.parametrize("shape", [*SHAPES, *(shape.but(tied_embeddings=True) for shape in PLAIN)], ids=size)
+def test_the_parameters_of_a_shape_are_those_of_its_model(shape: ModelShape) -> None:
+    assert shape.parameters == sum(parameter.numel() for parameter in tiny_model(shape).parameters())
 
 
 # --------------------------------------------------------------------------------------------------------- checkpoints

@@ -69,7 +69,7 @@ def test_a_folder_below_a_file_is_refused(tmp_path: Path) -> None:
 def test_a_disk_that_is_too_small_is_refused_with_the_bytes_needed_and_free_before_anything_is_built(tmp_path: Path) -> None:
     with mock.patch.object(shutil, "disk_usage", return_value=Usage(10**9, 10**9 - 1000, 1000)):
         said = here("materialize", *ONE, f"results={tmp_path / 'results'}", f"out={tmp_path / 'out'}").refusal
-    assert said.startswith(f"out={tmp_path / 'out'} needs 557,056 bytes and its disk has 1,000 free")  # two for each of 278,528 weights
+    assert said.startswith(f"out={tmp_path / 'out'} needs 559,232 bytes and its disk has 1,000 free")  # two for each of 279,616 weights
     assert list(tmp_path.iterdir()) == []
 
 

@@ -229,7 +229,7 @@ def test_tenths_add_up_in_spite_of_floating_point(choose: Callable[..., Any]) ->
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({}, r"got no weights: set intervention\.weight=0\.5"),
+        ({}, r"got no weight: set intervention\.weight=0\.5"),
         ({"weight": 0.5, "weights": {"tuned": 1}}, "got weight and weights"),
         ({"weight": float("nan")}, "finite number"),
         ({"weight": 0.5, "roles": {"qq": 0.1}}, r"unknown role of olmo2 'qq' \(did you mean q\?\)"),

@@ -225,6 +225,27 @@ def test_what_an_edit_remembers_lasts_for_all_patches_but_not_for_values_that_an
     assert Remembered.worked_out == []
 
 
+def test_a_copy_reads_the_checkpoint_that_its_name_means_now(folders: dict[str, Path], load: Callable[[], LiveModel]) -> None:
+    model, weights, patch = load(), opened(folders), of_heads([(0, 0), (1, 3)])
+    for meant in ("base", "other", "other", "base"):
+        model.read_from({"base": folders[meant]})
+        model.set(patch)
+        assert equal(bits(model), apply(patch, weights["tuned"], {"base": weights[meant]}))
+    model.set(of_heads([(0, 1)], "other"))  # a name of before, given when the model was made
+    assert equal(bits(model), apply(of_heads([(0, 1)], "other"), weights["tuned"], weights))
+    model.reset()
+    assert equal(bits(model), weights["tuned"])
+
+
+def test_a_source_of_another_dtype_by_a_known_name_is_refused(folders: dict[str, Path], load: Callable[[], LiveModel]) -> None:
+    model = load()
+    model.set(of_heads([(0, 0)]))
+    model.read_from({"base": {name: tensor.bfloat16() for name, tensor in open_weights(folders["base"]).items()}})
+    with pytest.raises(ValueError, match="torch.bfloat16 in base"):
+        model.set(of_heads([(0, 0)]))
+    assert equal(bits(model), open_weights(folders["tuned"]))
+
+
 def test_sources_are_opened_when_they_are_first_needed(folders: dict[str, Path]) -> None:
     model = live(folders["tuned"], {"base": folders["base"], "missing": folders["base"] / "nowhere"})
     model.set(of_heads([(0, 0)]))

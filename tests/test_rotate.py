@@ -21,6 +21,7 @@ from spectral_cases import (
     arrays,
     assert_close,
     assert_lives_as_it_is_mapped,
+    assert_sources_may_take_turns,
     changed_by_hand,
     checkpoints,
     patched,
@@ -136,3 +137,8 @@ def test_the_configuration_says_side_part_and_source() -> None:
 def test_an_unknown_side_is_refused() -> None:
     with pytest.raises(ValueError, match=r"intervention\.side.*'in' or 'out'"):
         points("intervention=rotate_ablate", "intervention.side=left")
+
+
+@pytest.mark.parametrize("kind", [RotateAblate, RotateRestore])
+def test_checkpoints_that_take_turns_under_one_name_are_told_apart(kind: Rotation) -> None:
+    assert_sources_may_take_turns(rotate(kind, SHAPE, "out", "attention").patch(SHAPE), SHAPE)

@@ -19,6 +19,7 @@ from spectral_cases import (
     arrays,
     assert_close,
     assert_lives_as_it_is_mapped,
+    assert_sources_may_take_turns,
     changed_by_hand,
     checkpoints,
     patched,
@@ -182,3 +183,8 @@ def test_the_configuration_takes_a_word_or_a_number_per_role() -> None:
         changes.append(change)
     assert [change.alpha for change in changes] == [None, (0.9, 1.4)]
     assert [change.label() for change in changes] == ["scale_transplant-measured", "scale_transplant-0.9-1.4"]
+
+
+@pytest.mark.parametrize("settings", [scaled, measured])
+def test_checkpoints_that_take_turns_under_one_name_are_told_apart(settings: Any) -> None:
+    assert_sources_may_take_turns(settings(SHAPE).patch(SHAPE), SHAPE)

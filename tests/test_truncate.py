@@ -147,6 +147,25 @@ def test_each_block_is_decomposed_once_for_all_points_of_a_sweep(monkeypatch: py
     assert len(calls) == len(list(blocks(SHAPE)))
 
 
+def test_checkpoints_that_take_turns_under_one_name_are_told_apart_and_decomposed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls, decompose = [], factors.short_side
+
+    def counted(matrix: Tensor) -> factors.ShortSide:
+        calls.append(matrix.shape)
+        return decompose(matrix)
+
+    model, weights = live(SHAPE), checkpoints(SHAPE)
+    for percent in (20, 40, 60):
+        for meant in ("base", "reference"):
+            patch = truncate(SHAPE, percent).patch(SHAPE)
+            model.read_from({"base": weights[meant]})
+            with monkeypatch.context() as watched:
+                watched.setattr(factors, "short_side", counted)
+                model.set(patch)
+            assert same_bits(bits(model), dict(apply(patch, weights["tuned"], {"base": weights[meant]})))
+    assert len(calls) == 2 * len(list(blocks(SHAPE)))
+
+
 def test_without_room_nothing_large_is_kept_and_the_bits_are_the_same() -> None:
     weights = checkpoints(SHAPE)
     for percent in (30, 60):

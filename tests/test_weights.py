@@ -167,6 +167,15 @@ def test_a_saved_checkpoint_loads_and_has_the_layout_of_its_model(tmp_path: Path
     assert AutoTokenizer.from_pretrained(tmp_path / "out")("12").input_ids == AutoTokenizer.from_pretrained(like)("12").input_ids
 
 
+def test_the_records_of_how_a_checkpoint_came_about_stay_with_it(tmp_path: Path) -> None:
+    like = tiny_checkpoint(tmp_path / "like")
+    plain = {path.name for path in like.iterdir()}
+    for record in ("training.json", "metrics.jsonl", "commit.json", "patch.json"):
+        (like / record).write_text("{}")
+    save_checkpoint(open_weights(like), like, tmp_path / "out")
+    assert {path.name for path in (tmp_path / "out").iterdir()} == plain
+
+
 def test_a_copy_of_a_checkpoint_has_the_same_digest(tmp_path: Path) -> None:
     like = tiny_checkpoint(tmp_path / "like")
     save_checkpoint(open_weights(like), like, tmp_path / "out")

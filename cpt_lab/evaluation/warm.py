@@ -23,7 +23,6 @@ class WarmEvaluator:
         self._how = how
         self._loaded = ""
         self._built = ""
-        self._sources: dict[str, Path] = {}
         self._live: LiveModel | None = None
         self._session: EvalSession | None = None
 
@@ -39,16 +38,12 @@ class WarmEvaluator:
 
     def _model(self, spec: Evaluation, product: Product) -> LiveModel:
         name = f"{key(spec.loaded)} {spec.protocol.dtype}"
-        sources = _sources(spec, product)
         if self._live is None or self._loaded != name:
             self._live = self._session = None  # free the old model before the new one is loaded
             folder = product(spec.loaded)
-            self._live = LiveModel(load_model(folder, spec.loaded, spec.protocol.dtype, self._how), folder, sources)
+            self._live = LiveModel(load_model(folder, spec.loaded, spec.protocol.dtype, self._how), folder, {})
             self._loaded, self._built = name, ""
-        elif not sources.items() <= self._sources.items():
-            self._live.reset()
-            self._live = LiveModel(self._live.model, product(spec.loaded), sources)
-        self._sources = sources or self._sources
+        self._live.read_from(_sources(spec, product))
         return self._live
 
     def _protocol(self, protocol: Protocol, folder: Path, product: Product) -> EvalSession:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -40,6 +40,13 @@ class OfDeltas(Intervention):
 
     def sources(self) -> dict[str, Checkpoint]:
         return {"base": self.base, **sources(self.members)}
+
+
+def check_one_given(intervention: str, data: Mapping[str, Any], names: tuple[str, str], *, advice: str) -> None:
+    """ValueError, with what to set, unless one of two settings is given and not both: for one checkpoint, or for several by name."""
+    given = [name for name in names if data.get(name) is not None]
+    if len(given) != 1:
+        raise ValueError(f"intervention={intervention} got {' and '.join(given) or f'no {names[0]}'}: {advice}")
 
 
 def members(weights: Mapping[str, float], choices: Choices) -> tuple[Member, ...]:

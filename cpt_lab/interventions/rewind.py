@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, field_validator, model_validator
@@ -84,19 +85,28 @@ class Rewind(Intervention):
 
     def patch(self, shape: ModelShape) -> Patch:
         """The copies from "base" that rewind the chosen units; ValueError while a ranking still stands for them."""
-        return Patch(edits=tuple(Copy(target=part, source="base") for part in self._slices(shape)))
+        return Patch(edits=tuple(self._edits(shape)))
 
-    def _slices(self, shape: ModelShape) -> Iterator[Slice]:
+    def _edits(self, shape: ModelShape) -> Iterator[Copy]:
         select = self.select
         if isinstance(select, TopOf):
             raise ValueError(f"{self.label()} needs the order of its ranking first: rank, then give the units with with_ranking")
         if isinstance(select, Matrices):
-            return (part for layer, role in select.matrices for part in role_slices(shape, layer, role))
+            return (_copy(part) for layer, role in select.matrices for part in role_slices(shape, layer, role))
         chosen = frozenset(select.heads)
-        return (part for head in select.heads for part in head_slices(shape, *head, kv=_takes_kv(self.kv, shape, head, chosen)))
+        return (edit for head in select.heads for edit in _of_head(shape, *head, kv=_takes_kv(self.kv, shape, head, chosen)))
 
     def label(self) -> str:
         return f"rewind-{self.select.label()}"
+
+
+@lru_cache(maxsize=1 << 14)  # points of a sweep have most of their edits in common, and a live model sees at once that they are the same
+def _of_head(shape: ModelShape, layer: int, head: int, *, kv: bool) -> tuple[Copy, ...]:
+    return tuple(_copy(part) for part in head_slices(shape, layer, head, kv=kv))
+
+
+def _copy(part: Slice) -> Copy:
+    return Copy(target=part, source="base")
 
 
 def _check_heads(heads: tuple[Head, ...], shape: ModelShape) -> None:

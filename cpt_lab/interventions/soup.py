@@ -31,12 +31,8 @@ class SoupSettings(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _says_one(cls, data: Any) -> Any:
-        given = [name for name in ("weight", "weights") if data.get(name) is not None]
-        if len(given) != 1:
-            raise ValueError(
-                f"intervention=soup got {' and '.join(given) or 'no weights'}: set intervention.weight=0.5 for (1 - w) tuned + w other, "
-                "or intervention.weights={tuned:0.5,reference:0.5}"
-            )
+        advice = "set intervention.weight=0.5 for (1 - w) tuned + w other, or intervention.weights={tuned:0.5,reference:0.5}"
+        merging.check_one_given("soup", data, ("weight", "weights"), advice=advice)
         return data
 
     @model_validator(mode="after")

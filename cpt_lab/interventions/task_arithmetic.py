@@ -23,12 +23,8 @@ class TaskArithmeticSettings(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _says_one(cls, data: Any) -> Any:
-        given = [name for name in ("scale", "scales") if data.get(name) is not None]
-        if len(given) != 1:
-            raise ValueError(
-                f"intervention=task_arithmetic got {' and '.join(given) or 'no scale'}: set intervention.scale=0.5 for the delta of tuned, "
-                "or intervention.scales={tuned:0.5,reference:0.5}"
-            )
+        advice = "set intervention.scale=0.5 for the delta of tuned, or intervention.scales={tuned:0.5,reference:0.5}"
+        merging.check_one_given("task_arithmetic", data, ("scale", "scales"), advice=advice)
         return data
 
 

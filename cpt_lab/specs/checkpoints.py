@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from cpt_lab.families import ATTENTION_ROLES, Place, family
 from cpt_lab.specs.base import Spec
 from cpt_lab.specs.corpora import Mixture, Tokenizer, Tokens
 
@@ -40,10 +41,18 @@ class ModelShape(Spec):
 
     @property
     def parameters(self) -> int:
-        """Weights of the matrices (norms are left out: below a tenth of a per mille)."""
-        attention = self.hidden_size * self.head_dim * (2 * self.num_heads + 2 * self.num_kv_heads)
-        embeddings = self.vocab_size * self.hidden_size * (1 if self.tied_embeddings else 2)
-        return self.num_layers * (attention + 3 * self.hidden_size * self.mlp_size) + embeddings
+        """All weights: of the layers' matrices, biases and norms, of the embedding, and of the output matrix unless it is that too."""
+        row = family(self.family)
+        layer = sum(self._size(place) for place in row.places) + row.layer_vectors * self.hidden_size
+        rows = self.vocab_size * (1 if self.tied_embeddings else 2) + (self.context if row.learned_positions else 0)
+        return self.num_layers * layer + (rows + row.last_vectors) * self.hidden_size
+
+    def _size(self, place: Place) -> int:
+        if place.kind == "shared":
+            return self.hidden_size if place.role in ("o", "down") else self.head_dim
+        heads = self.num_kv_heads if place.role in ("k", "v") else self.num_heads
+        width = self.head_dim * heads if place.role in ATTENTION_ROLES else self.mlp_size
+        return width * (self.hidden_size if place.kind == "matrix" else 1)
 
 
 class Recipe(Spec):
