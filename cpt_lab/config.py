@@ -20,6 +20,9 @@ class _Model(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+TargetName = Literal[
+    "train", "spectra", "fingerprint", "rank", "correlate", "evaluate", "materialize", "attention_entropy", "layer_similarity"
+]
 _Part = TypeVar("_Part", bound=BaseModel)
 
 
@@ -68,6 +71,14 @@ class ProtocolConfig(_Model):
     dtype: str
     seed: int = 0
     tasks: tuple[dict[str, Any], ...]
+
+
+class InternalsConfig(_Model):
+    """What a model reads while it is watched; of target=attention_entropy and target=layer_similarity."""
+
+    prompts: int = Field(gt=0)
+    task: str | None = None
+    against: str
 
 
 class FingerprintConfig(_Model):
@@ -138,7 +149,7 @@ class ExecutionConfig(_Model):
 class Config(_Model):
     """The whole configuration of one point."""
 
-    target: dict[Literal["name"], Literal["train", "spectra", "fingerprint", "rank", "evaluate", "materialize"]]
+    target: dict[Literal["name"], TargetName]
     model: ModelConfig
     corpora: dict[str, dict[str, Any]]
     mixture: MixtureConfig
@@ -150,6 +161,8 @@ class Config(_Model):
     criterion: CriterionConfig
     spectra: SpectraConfig
     fingerprint: FingerprintConfig
+    internals: InternalsConfig
+    other_criterion: CriterionConfig | None = None
     protocol: ProtocolConfig
     tracking: Tracking
     site: Site

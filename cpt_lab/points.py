@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -53,26 +53,46 @@ def align(points: Iterable[Point]) -> list[Point]:
 
 
 def _spec(config: Config) -> specs.Spec:
-    match config.target["name"]:
-        case "train":
-            return _checkpoint(config, "tuned")
-        case "spectra":
-            return _spectra(config)
-        case "fingerprint":
-            return _fingerprint(config)
-        case "rank":
-            direction = str(config.intervention.get("direction", "descending"))
-            return _ranking(config, direction, config.criterion, kv=config.intervention.get("kv"))
-        case "materialize":
-            patched = _patched(config)
-            if not isinstance(patched, specs.Patched) and config.out is None:
-                raise ValueError(
-                    "target=materialize with intervention=none would copy the tuned checkpoint: choose an intervention, or say where to "
-                    "with out=FOLDER"
-                )
-            return patched
-        case _:
-            return specs.Evaluation(checkpoint=_patched(config), protocol=_protocol(config, config.protocol))
+    return _TARGETS[config.target["name"]](config)
+
+
+def _materialized(config: Config) -> specs.Spec:
+    patched = _patched(config)
+    if not isinstance(patched, specs.Patched) and config.out is None:
+        raise ValueError(
+            "target=materialize with intervention=none would copy the tuned checkpoint: choose an intervention, or say where to "
+            "with out=FOLDER"
+        )
+    return patched
+
+
+def _evaluation(config: Config) -> specs.Evaluation:
+    return specs.Evaluation(checkpoint=_patched(config), protocol=_protocol(config, config.protocol))
+
+
+def _attention_entropy(config: Config) -> specs.AttentionEntropy:
+    return specs.AttentionEntropy(checkpoint=_patched(config), prompts=_prompts(config))
+
+
+def _layer_similarity(config: Config) -> specs.LayerSimilarity:
+    against = _checkpoint(config, config.internals.against)
+    return specs.LayerSimilarity(checkpoint=_patched(config), against=against, prompts=_prompts(config))
+
+
+def _prompts(config: Config) -> specs.Prompts:
+    asked = config.internals
+    protocol = _protocol(config, config.protocol)
+    names = [task.name for task in protocol.tasks]
+    if asked.task is not None and asked.task not in names:
+        raise ValueError(f"internals.task: {unknown(f'task of protocol {protocol.name}', asked.task, names)}")
+    return specs.Prompts(protocol=protocol, task=asked.task, count=asked.prompts)
+
+
+def _correlation(config: Config) -> specs.Correlation:
+    if config.other_criterion is None:
+        raise ValueError("target=correlate compares two criteria and there is one: add the other with +criterion@other_criterion=NAME")
+    one, other = (_ranked(config, criterion) for criterion in (config.criterion, config.other_criterion))
+    return specs.Correlation(one=one, other=other)
 
 
 def _corpus(config: Config, name: str) -> specs.Corpus:
@@ -168,6 +188,12 @@ def _folder(part: str, path: str | None) -> specs.FolderCheckpoint:
     from cpt_lab import checkpoints
 
     return checkpoints.in_folder(Path(path))
+
+
+def _ranked(config: Config, criterion: CriterionConfig) -> specs.Ranking:
+    """The ranking by a criterion, in the direction that the intervention has, if it has one."""
+    direction = str(config.intervention.get("direction", "descending"))
+    return _ranking(config, direction, criterion, kv=config.intervention.get("kv"))
 
 
 def _ranking(config: Config, direction: str, criterion: CriterionConfig, *, kv: str | None) -> specs.Ranking:
@@ -268,6 +294,19 @@ def _harness_version() -> str:
     from importlib.metadata import version
 
     return version("lm_eval")
+
+
+_TARGETS: dict[str, Callable[[Config], specs.Spec]] = {
+    "train": lambda config: _checkpoint(config, "tuned"),
+    "spectra": _spectra,
+    "fingerprint": _fingerprint,
+    "rank": lambda config: _ranked(config, config.criterion),
+    "correlate": _correlation,
+    "materialize": _materialized,
+    "evaluate": _evaluation,
+    "attention_entropy": _attention_entropy,
+    "layer_similarity": _layer_similarity,
+}
 
 
 # ------------------------------------------------------------------------------------------------------------- helpers

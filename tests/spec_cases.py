@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from cpt_lab.interventions import Rewind
 from cpt_lab.specs import (
+    AttentionEntropy,
     BpeTokenizer,
     BuiltinCorpus,
+    Correlation,
     Evaluation,
     FilesCorpus,
     Fingerprint,
@@ -16,11 +18,13 @@ from cpt_lab.specs import (
     HubCheckpoint,
     HubCorpus,
     HubTokenizer,
+    LayerSimilarity,
     Mixture,
     ModelShape,
     Part,
     Patched,
     PerplexityTask,
+    Prompts,
     Protocol,
     Ranking,
     Recipe,
@@ -65,6 +69,7 @@ SPECTRAL_COLUMNS = SpectralColumns(checkpoint=TUNED, against=BASE, scope="heads"
 FINGERPRINT = Fingerprint(checkpoint=TUNED, against=BASE)
 DELTA_NORM = Ranking(criterion="delta_norm", direction="ascending", shape=SHAPE, spectra=(SPECTRA,))
 RANDOM = Ranking(criterion="random", direction="descending", shape=SHAPE, seed=0)
+CORRELATION = Correlation(one=DELTA_NORM, other=RANDOM)
 SUMS = GenerateTask(name="sums", corpus=MATH, items=4, max_new_tokens=8)
 PROSE = PerplexityTask(name="prose", corpus=TEXT, items=4)
 HARNESS = HarnessTask(name="gsm8k")
@@ -82,8 +87,12 @@ def rewound_heads(*heads: tuple[int, int]) -> Patched:
 
 PATCHED = rewound(DELTA_NORM)
 EVALUATION = Evaluation(checkpoint=PATCHED, protocol=PROTOCOL)
+PROMPTS = Prompts(protocol=PROTOCOL)
+ATTENTION_ENTROPY = AttentionEntropy(checkpoint=PATCHED, prompts=PROMPTS)
+LAYER_SIMILARITY = LayerSimilarity(checkpoint=PATCHED, against=TUNED, prompts=PROMPTS)
 
 ONE_OF_EACH: tuple[Spec, ...] = (
     *(MATH, FILES, HUB, BPE, HUB_TOKENIZER, TOKENS),
     *(BASE, FOLDER, TUNED, SPECTRAL_PART, SPECTRAL_COLUMNS, SPECTRA, FINGERPRINT, DELTA_NORM, PATCHED, PROTOCOL, EVALUATION),
+    *(CORRELATION, ATTENTION_ENTROPY, LAYER_SIMILARITY),
 )

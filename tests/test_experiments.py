@@ -83,7 +83,8 @@ EXPECTED = {
     "transplant_1b",
     "fingerprint",
     *(f"{kind}_{model}" for kind in ("scale_transplant", "rotate") for model in POST_TRAINED),
-    *(f"prune_{model}" for model in PRUNED),
+    *(f"{kind}_{model}" for kind in ("prune", "importance") for model in PRUNED),
+    *(f"{kind}_{model}" for kind in ("entropy", "similarity") for model in POST_TRAINED),
     *(f"spectra_{size}" for size in BATCHES),
     *(f"post_training_{model}" for model in POST_TRAINED),
     *("heterogeneity_1b", "evolution_1b"),
@@ -92,8 +93,8 @@ EXPECTED = {
 SIBLINGS = {
     *("rewind_7b", "rewind_13b", "rewind_32b", "rewind_7b_inst", "truncate_7b", "truncate_13b", "truncate_7b_inst"),
     *(f"soup_{pair}_7b" for pair in PAIRS),
-    *(f"{kind}_{model}" for kind in ("scale_transplant", "rotate") for model in list(POST_TRAINED)[1:]),
-    *(f"prune_{model}" for model in PRUNED if model not in ("gpt2_small", "pythia_160m")),
+    *(f"{kind}_{model}" for kind in ("scale_transplant", "rotate", "entropy", "similarity") for model in list(POST_TRAINED)[1:]),
+    *(f"{kind}_{model}" for kind in ("prune", "importance") for model in PRUNED if model not in ("gpt2_small", "pythia_160m")),
 }
 
 

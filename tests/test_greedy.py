@@ -14,7 +14,8 @@ import made_up_study as made_up
 import toys
 from cpt_lab import build, plan, remote, study
 from cpt_lab.execution import Execution
-from cpt_lab.interventions import Rewind
+from cpt_lab.interventions import PruneLayers, Rewind
+from cpt_lab.interventions.prune_layers import Layers
 from cpt_lab.launch import Launch
 from cpt_lab.orderings import build_ranking, ranking
 from cpt_lab.orderings.greedy import found_share, reliability
@@ -255,3 +256,36 @@ def test_the_share_found_is_that_of_a_simulation_whose_truth_is_known(effect: fl
 def test_reliability_is_the_same_whenever_it_is_asked_for() -> None:
     differences = np.random.default_rng(0).normal(size=(30, 20))
     assert reliability(differences) == reliability(differences)
+
+
+# -------------------------------------------------------------------------------------------------------------- ablation
+
+
+def test_importance_by_ablation_needs_the_checkpoint_and_each_layer_left_out_alone() -> None:
+    made = ranking("ablation", "descending", tuned=TUNED, base=BASE, unit="layer", protocol=PROTOCOL)
+    without = (Patched(tuned=TUNED, interventions=(PruneLayers(select=Layers(layers=(layer,))),)) for layer in range(2))
+    assert made.needs() == (scored(TUNED), *map(scored, without))
+    assert parse(json.loads(made.model_dump_json())) == made
+    assert made.units == ((0, "all"), (1, "all"))
+
+
+def test_the_layer_that_is_missed_most_is_the_most_important(tmp_path: Path) -> None:
+    made = ranking("ablation", "descending", tuned=TUNED, base=BASE, unit="layer", protocol=PROTOCOL)
+    answers = {"whole": [1, 1, 1, 1], "without 0": [1, 1, 1, 0], "without 1": [1, 0, 0, 0]}
+    folders = []
+    for name, right in answers.items():
+        folder = tmp_path / name
+        folder.mkdir()
+        metric = {"value": sum(right) / 4, "stderr": None, "n": 4, "higher_is_better": True}
+        (folder / "results.json").write_text(json.dumps({"primary": "sums/exact_match", "metrics": {"sums/exact_match": metric}}))
+        pd.DataFrame({"task": "sums", "document": range(4), "exact_match": right}).to_parquet(folder / "samples.parquet")
+        folders.append(folder)
+    work = workspace(tmp_path / "work")
+    build_ranking(made, folders, work)
+    assert pd.read_parquet(work.product / "scores.parquet")["score"].tolist() == [0.25, 0.75]
+    assert json.loads((work.product / "ranking.json").read_text())["order"] == [[1, "all"], [0, "all"]]
+
+
+def test_heads_cannot_be_ablated_by_the_criterion_of_layers() -> None:
+    with pytest.raises(ValueError, match=r"criterion ablation ranks a layer and no head: set criterion.unit=layer"):
+        ranking("ablation", "descending", tuned=TUNED, base=BASE, protocol=PROTOCOL)

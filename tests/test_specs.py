@@ -136,6 +136,10 @@ CHANGES: tuple[tuple[Spec, dict[str, Any]], ...] = (
         | {"column": "stable_rank", "spectra": (), "probe": PROBE, "file": FILE},
     ),
     (PROBE, {"tuned": cases.FOLDER, "base": cases.FOLDER, "protocol": PROTOCOL.but(seed=1), "metric": "sums/exact_match", "kv": "never"}),
+    (cases.CORRELATION, {"one": RANDOM, "other": DELTA_NORM}),
+    (cases.PROMPTS, {"protocol": PROTOCOL.but(seed=1), "task": "sums", "count": 7}),
+    (cases.ATTENTION_ENTROPY, {"checkpoint": TUNED, "prompts": cases.PROMPTS.but(count=7)}),
+    (cases.LAYER_SIMILARITY, {"checkpoint": TUNED, "against": BASE, "prompts": cases.PROMPTS.but(count=7)}),
     (FILE, {"path": "/elsewhere.json", "contents_digest": "ef"}),
     (HEADS, {"heads": ((0, 1),)}),
     (MATRICES, {"matrices": ((0, "q"),)}),
@@ -362,5 +366,3 @@ def test_two_interventions_cannot_take_different_weights_by_one_name() -> None:
     other = REWIND.but(base=cases.FOLDER, select=Heads(heads=((0, 0),)))
     with pytest.raises(ValidationError, match="call two checkpoints by the name base"):
         Patched(tuned=TUNED, interventions=(REWIND, other))
-
-

@@ -18,7 +18,8 @@ def linear_cka(one: Tensor, other: Tensor) -> Tensor:
     The features may have different numbers of dimensions; rotations and scale of either do not matter. nan where all examples of one are
     alike. With far fewer examples than dimensions it is high for unrelated features too: compare with a control.
     """
-    return (one * other).sum((-2, -1)) / (torch.linalg.matrix_norm(one) * torch.linalg.matrix_norm(other))
+    alike: Tensor = (one * other).sum((-2, -1)) / (torch.linalg.matrix_norm(one) * torch.linalg.matrix_norm(other))
+    return alike
 
 
 def entropy(probabilities: Tensor) -> Tensor:
