@@ -27,6 +27,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"edits", "tensor_edits", "layers", "factors", "spectral_edits", "patch", "weights", "vocabularies", "study"}),
     frozenset({"interventions", "orderings", "spectra", "data", "checkpoints", "plan"}),
     frozenset({"training", "evaluation", "tracking_records", "tracking_client", "tracking"}),
+    frozenset({"internals"}),
     frozenset({"build", "launch"}),
     frozenset({"progress", "worker"}),
     frozenset({"local", "remote", "preflight", "export", "model_card"}),

@@ -72,6 +72,9 @@ PINNED = {
     "rewind-delta_norm-ascending-0.25-0d0c506275d5f8aa": cases.PATCHED,
     "tiny-a818e2130fc84e10": cases.PROTOCOL,
     "tiny-rewind-delta_norm-ascending-0.25-dc8a54a2e21b3319": cases.EVALUATION,
+    "delta_norm-ascending-and-random-descending-seed0-92bda88847dfcfb6": cases.CORRELATION,
+    "entropy-sums-100-rewind-delta_norm-ascending-0.25-7fad793bdcdaaa12": cases.ATTENTION_ENTROPY,
+    "cka-sums-100-rewind-delta_norm-ascending-0.25-2ecb2c63bc17a039": cases.LAYER_SIMILARITY,
 }
 PART = cases.MIXTURE.parts[0]
 HEADS = Heads(heads=((0, 1), (1, 2)))
