@@ -6,6 +6,7 @@ from cpt_lab.interventions import Rewind
 from cpt_lab.specs import (
     BpeTokenizer,
     BuiltinCorpus,
+    ChatTask,
     Evaluation,
     FilesCorpus,
     FolderCheckpoint,
@@ -15,8 +16,10 @@ from cpt_lab.specs import (
     HubCheckpoint,
     HubCorpus,
     HubTokenizer,
+    Mean,
     Mixture,
     ModelShape,
+    OlmesTask,
     Part,
     Patched,
     PerplexityTask,
@@ -62,6 +65,9 @@ RANDOM = Ranking(criterion="random", direction="descending", shape=SHAPE, seed=0
 SUMS = GenerateTask(name="sums", corpus=MATH, items=4, max_new_tokens=8)
 PROSE = PerplexityTask(name="prose", corpus=TEXT, items=4)
 HARNESS = HarnessTask(name="gsm8k")
+OLMES = OlmesTask(name="arc_easy")
+CHAT = ChatTask(name="gpqa")
+MEAN = Mean(name="both", of=("sums/exact_match_strict", "prose/bits_per_byte"))
 PROTOCOL = Protocol(name="tiny", tasks=(SUMS, PROSE, HARNESS), harness="0.4.13")
 
 

@@ -241,7 +241,7 @@ def test_the_order_in_which_roles_are_named_does_not_matter() -> None:
         ("spectral", {"column": "stable_rank", "of": "text"}, "unknown place of a spectral measure 'text'; there are base, delta, tuned"),
         ("spectral", {"column": "agreement_head_max", "of": "base"}, r"compares tuned with the base.*set criterion\.of=delta"),
         ("greedy", {}, "needs a protocol"),
-        ("greedy", {"protocol": PROTOCOL, "metric": "drop/f1"}, r"'drop/f1', and protocol tiny has the tasks sums, prose, gsm8k"),
+        ("greedy", {"protocol": PROTOCOL, "metric": "drop/f1"}, r"unknown metric of protocol tiny 'drop/f1'.*gsm8k/METRIC, prose/bits"),
         ("from_file", {}, r"needs a file: set criterion\.file"),
         ("from_file", {"file": "/no/such.json"}, "which is no file that can be read"),
     ],

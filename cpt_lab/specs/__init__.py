@@ -24,7 +24,7 @@ from cpt_lab.specs.corpora import (
 from cpt_lab.specs.evaluations import Evaluation
 from cpt_lab.specs.graph import STORED, AnySpec, closure, parse, rankings_of, settled
 from cpt_lab.specs.patched import Choices, Intervention, Patched
-from cpt_lab.specs.protocols import GenerateTask, HarnessTask, PerplexityTask, Protocol, Task
+from cpt_lab.specs.protocols import ChatTask, GenerateTask, HarnessTask, Mean, OlmesTask, PerplexityTask, Protocol, Task
 from cpt_lab.specs.rankings import (
     WHOLE_LAYER,
     Head,
@@ -48,6 +48,7 @@ __all__ = [
     "AnySpec",
     "BpeTokenizer",
     "BuiltinCorpus",
+    "ChatTask",
     "Checkpoint",
     "Choices",
     "Corpus",
@@ -64,8 +65,10 @@ __all__ = [
     "Intervention",
     "Matrices",
     "Matrix",
+    "Mean",
     "Mixture",
     "ModelShape",
+    "OlmesTask",
     "Part",
     "Patched",
     "PerplexityTask",
