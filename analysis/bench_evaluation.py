@@ -168,7 +168,14 @@ def _write_task(folder: Path, name: str, documents: list[dict[str, Any]], form: 
     file = folder / f"cpt_{name}" / "test.jsonl"
     file.write_text("".join(json.dumps(document) + "\n" for document in documents))
     data = {"dataset_path": "json", "dataset_name": None, "dataset_kwargs": {"data_files": {"test": str(file)}}, "test_split": "test"}
-    task = {"task": f"cpt_{name}", "doc_to_text": "{{prompt}}", "num_fewshot": 0, **data, **form, "metadata": {"version": 1.0}}
+    task = {
+        "task": f"cpt_{name}",
+        "doc_to_text": "{{prompt}}",
+        "num_fewshot": 0,
+        **data,
+        **form,
+        "metadata": {"version": 1.0, "items": len(documents)},
+    }
     (folder / f"cpt_{name}.yaml").write_text(json.dumps(task))
 
 

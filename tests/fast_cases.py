@@ -52,11 +52,11 @@ def outputs(side: Sides, tasks: list[LoadedTask], model: Any) -> list[list[Any]]
 
 
 def assert_equal(fast: list[list[Any]], reference: list[list[Any]]) -> None:
-    """Texts and hits are the same, log-likelihoods to 1e-5."""
+    """Texts and hits are the same, log-likelihoods to 1e-5, or where they are large to what float32 holds: the harness sums in it."""
     answers, choices, texts = zip(fast, reference, strict=True)
     assert answers[0] == answers[1]
     assert [hit for _, hit in choices[0]] == [hit for _, hit in choices[1]]
-    assert [value for value, _ in choices[0]] == pytest.approx([value for value, _ in choices[1]], abs=1e-5)
+    assert [value for value, _ in choices[0]] == pytest.approx([value for value, _ in choices[1]], abs=1e-5, rel=2e-7)
     assert texts[0] == pytest.approx(texts[1], abs=1e-5, rel=1e-6)
 
 

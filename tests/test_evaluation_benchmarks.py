@@ -270,7 +270,7 @@ def test_a_task_file_is_read_back_with_its_functions(tmp_path: Path) -> None:
 def test_the_stock_command_gives_the_same_scores(tmp_path: Path, folder: Path) -> None:
     torch.set_num_threads(1)
     names = ("gsm8k", "drop", "arc_easy", "hellaswag", "winogrande")
-    spec = benchmarks(*(olmes_task(name, folder) for name in names))
+    spec = benchmarks(*(olmes_task(name, folder, limit=1 if name == "gsm8k" else None) for name in names))
     product = build(spec, tmp_path)
     model, tokenizer = tiny_model(tiny_shape().but(context=1536)), tiny_tokenizer()
     ours = EvalSession(product, spec, tokenizer=tokenizer, how=Execution()).score(model)

@@ -13,7 +13,7 @@ from cpt_lab.evaluation.reader import Reader
 from cpt_lab.evaluation.writing import Draw, Stops, chances, drawn
 from cpt_lab.specs import ModelShape
 from factory import tiny_shape, tiny_shapes, tiny_tokenizer
-from fast_cases import QUESTIONS, SHOTS, WRITING, assert_equal, chosen, model_of, outputs, read, sides, task, written
+from fast_cases import QUESTIONS, SHOTS, TEXTS, WRITING, assert_equal, chosen, model_of, outputs, read, sides, task, written
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +70,31 @@ def test_a_soft_cap_is_part_of_the_fast_attention(tokenizer: Any) -> None:
     fast = outputs(sides(tasks, model, tokenizer), tasks, model)
     assert_equal(fast, outputs(sides(tasks, model, tokenizer, mode="reference"), tasks, model))
     assert fast[1] != capped[1]
+
+
+ODD_PAIRS = [
+    ("", " the sea"),
+    ("", "<|endoftext|>Anna"),
+    ("<|endoftext|>Anna has", " 7"),
+    ("Anna has   ", "7 apples"),
+    ("Anna has 7 apples and", " gives 2 of them to Tom. How many are left?"),
+    ("Anna has 7 apples and", " gives 2 of them to Tom."),
+    ("x", " y"),
+]
+
+
+def test_contexts_are_encoded_as_the_harness_encodes_them(deep: Any, tokenizer: Any) -> None:
+    tasks = [written(), task("loglikelihood", ODD_PAIRS), read()]
+    assert_equal(outputs(sides(tasks, deep, tokenizer), tasks, deep), outputs(sides(tasks, deep, tokenizer, mode="reference"), tasks, deep))
+
+
+def test_texts_longer_than_the_context_are_read_in_windows(deep: Any, tokenizer: Any) -> None:
+    long = task("loglikelihood_rolling", [(TEXTS[2] * 12,), (TEXTS[2],)])
+    tasks = [written(), chosen(), long]
+    fast = sides(tasks, deep, tokenizer)
+    found = outputs(fast, tasks, deep)
+    assert sum(fast.answered("loglikelihood_rolling")["batches"]) > 3
+    assert found[2] == pytest.approx(outputs(sides(tasks, deep, tokenizer, mode="reference"), tasks, deep)[2], rel=1e-6)
 
 
 # ----------------------------------------------------------------------------------------------------------- batches
