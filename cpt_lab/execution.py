@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -14,7 +14,11 @@ class Execution(BaseModel):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int = Field(default=1, ge=1, description="CPU threads of one worker")
     micro_batch_sequences: int | None = Field(default=None, ge=1, description="training; None: the whole batch, if it fits")
-    eval_batch: int = Field(default=64, ge=1, description="prompts in one forward pass")
+    mode: Literal["fast", "reference"] = Field(default="fast", description="of evaluation; reference: the harness's own model answers")
+    eval_batch: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
+        default="auto", description="prompts or questions in one forward pass; auto: what free memory holds"
+    )
+    allow_code_execution: bool = Field(default=False, description="programs that a model wrote may run, in the sandbox")
     checkpoint_minutes: float = Field(default=20.0, gt=0, description="a training run keeps a state to resume from so often")
 
     def on_device(self) -> str:

@@ -38,9 +38,6 @@ STAGE_OF: dict[type[Spec], str] = {
 }
 TRAIN_FLOPS_PER_WEIGHT_AND_TOKEN = 6.0  # forward and backward
 READ_FLOPS_PER_WEIGHT_AND_TOKEN = 2.0
-# Tokens that one item of a task makes the model read, where the task itself does not say; from the OLMES request sizes.
-NOMINAL_TASK_TOKENS = {"gsm8k": (1319, 1100), "drop": (1000, 1500), "humaneval": (164, 600)}
-NOMINAL_ITEMS, NOMINAL_TOKENS = 1000, 500
 
 
 @dataclass(frozen=True)
@@ -138,7 +135,7 @@ def gpu_hours(spec: Spec, rate: Rate) -> float:
         flops = TRAIN_FLOPS_PER_WEIGHT_AND_TOKEN * spec.shape.parameters * spec.mixture.tokens
         return flops / (rate.flops * rate.train_share) / 3600
     if isinstance(spec, specs.Evaluation):
-        flops = READ_FLOPS_PER_WEIGHT_AND_TOKEN * spec.loaded.shape.parameters * sum(map(_task_tokens, spec.protocol.tasks))
+        flops = READ_FLOPS_PER_WEIGHT_AND_TOKEN * spec.loaded.shape.parameters * sum(task.tokens for task in spec.protocol.tasks)
         return flops / (rate.flops * rate.read_share) / 3600
     if isinstance(spec, specs.SpectralPart):
         return spectral_flops(spec) / (rate.flops * rate.spectra_share) / 3600
@@ -231,12 +228,3 @@ def _shared(point: Spec) -> str:
     if isinstance(point, specs.Evaluation):
         return f"{key(point.loaded)} {key(point.protocol)}"
     return key(point)
-
-
-def _task_tokens(task: specs.GenerateTask | specs.PerplexityTask | specs.HarnessTask) -> int:
-    if isinstance(task, specs.GenerateTask):
-        return task.items * (task.max_new_tokens + 100 * (task.shots + 1))
-    if isinstance(task, specs.PerplexityTask):
-        return task.items * NOMINAL_TOKENS
-    items, tokens = NOMINAL_TASK_TOKENS.get(task.name, (NOMINAL_ITEMS, NOMINAL_TOKENS))
-    return (task.limit or items) * tokens

@@ -281,12 +281,33 @@ def _same_shape(left: specs.Checkpoint, right: specs.Checkpoint, names: tuple[st
 
 
 def _protocol(config: Config, chosen: ProtocolConfig) -> specs.Protocol:
-    tasks = []
-    for task in chosen.tasks:
-        corpus = task.get("corpus")
-        tasks.append({**task, "corpus": _corpus(config, corpus).model_dump()} if corpus is not None else task)
-    data = {**chosen.model_dump(), "tasks": tasks, "harness": _harness_version()}
-    return validated(specs.Protocol, data, "protocol")
+    tasks = [_task(config, chosen, dict(task)) for task in chosen.tasks]
+    shared = chosen.model_dump(include={"name", "dtype", "seed", "means", "primary"})
+    return validated(specs.Protocol, {**shared, "tasks": tasks, "harness": _harness_version()}, "protocol")
+
+
+def _task(config: Config, chosen: ProtocolConfig, task: dict[str, Any]) -> dict[str, Any]:
+    """One task with what the protocol says of all of them; what the task says itself counts more."""
+    shared = {name: value for name in ("limit", "subset") if (value := getattr(chosen, name)) is not None}
+    if task.get("corpus") is not None:
+        task["corpus"] = _corpus(config, task["corpus"]).model_dump()
+    if task.get("kind") in ("olmes", "chat"):
+        shared |= {name: value for name in ("source", "folder") if (value := getattr(chosen, name)) is not None}
+    task = {**shared, **task}
+    if _lies_in_folder(task):
+        from cpt_lab.evaluation.items import files_digest
+
+        folder = str(Path(task["folder"]).expanduser().absolute())
+        task |= {"source": "files", "folder": folder, "data": files_digest(str(task["kind"]), str(task.get("name")), folder)}
+    return task
+
+
+def _lies_in_folder(task: dict[str, Any]) -> bool:
+    """Whether a benchmark's items are to be read from the user's folder: he says so, or they are there and he does not say otherwise."""
+    if not task.get("folder"):
+        return False
+    source, file = task.get("source", "auto"), Path(task["folder"]).expanduser() / f"{task.get('name')}.jsonl"
+    return bool(source == "files" or (source == "auto" and file.exists()))
 
 
 @cache

@@ -29,12 +29,28 @@ def check(todo: Plan, store: Store, *, where: str) -> None:
     unreachable = [spec for spec in hub if not is_cached(spec)]
     if unreachable and not network():
         raise ValueError(_hub_advice(unreachable[0]))
+    _check_items(todo)
     if where == "slurm" and shutil.which("sbatch") is None:
         raise ValueError("hydra/launcher=slurm, but there is no sbatch here: log in to the cluster, or leave the launcher local")
     _check_disk(todo, store)
     for step in todo.steps:
         if isinstance(step.spec, specs.FolderCheckpoint):
             _check_folder(step.spec)
+
+
+def check_consent(todo: Plan, *, allowed: bool, where: str) -> None:
+    """ValueError if what a model writes would be run without leave, or here, where a sandbox cannot hold it."""
+    from cpt_lab.evaluation import code
+
+    scored = [step.spec.protocol for step in todo.steps if isinstance(step.spec, specs.Evaluation)]
+    protocols = list({specs.key(protocol): protocol for protocol in scored}.values())
+    for protocol in protocols:
+        code.check_consent(protocol, allowed=allowed)
+    runs_code = any(code.runs_code(task) for protocol in protocols for task in protocol.tasks)
+    if runs_code and where == "local":
+        from cpt_lab.evaluation.sandbox.runner import check_sandbox
+
+        check_sandbox()
 
 
 def check_budgets(todo: Plan, store: Store, how: Execution) -> None:
@@ -132,6 +148,17 @@ def _tokenizer(spec: specs.Checkpoint | specs.Tokenizer, store: Store) -> Path |
             return _tokenizer(spec.tokenizer, store)
         case _:
             return None
+
+
+def _check_items(todo: Plan) -> None:
+    """ValueError if the items of a task are neither here nor on a hub that can be reached."""
+    from cpt_lab.evaluation import data_check
+
+    for step in todo.steps:
+        if isinstance(step.spec, specs.Protocol):
+            absent = data_check.absent(step.spec)
+            if absent and not network():
+                raise ValueError(f"{absent[0]}, and the hub cannot be reached")
 
 
 def _check_folder(spec: specs.FolderCheckpoint) -> None:

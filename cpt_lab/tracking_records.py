@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cpt_lab.specs import Evaluation, HarnessTask, Patched, Spec, TrainedCheckpoint, closure, digest, key, rankings_of
+from cpt_lab.specs import Evaluation, Patched, Spec, TrainedCheckpoint, closure, digest, key, rankings_of
 from cpt_lab.store import State, Status, Store, read_json
 from cpt_lab.study import Point, Study, point_status, resolved, scores
 
@@ -196,12 +196,12 @@ def _curated(spec: Spec) -> dict[str, str]:
     if not isinstance(spec, Evaluation):
         return {"kind": spec.FOLDER}
     changes = spec.checkpoint.interventions if isinstance(spec.checkpoint, Patched) else ()
-    items = [task.limit if isinstance(task, HarnessTask) else task.items for task in spec.protocol.tasks]
+    items = [task.count for task in spec.protocol.tasks]
     return {
         "model": spec.loaded.shape.name,
         "tuned": spec.loaded.label(),
         "intervention": "+".join(change.kind for change in changes) or "none",
-        "protocol": spec.protocol.name,
+        "protocol": spec.protocol.label(),
         "items": "/".join("all" if count is None else str(count) for count in items),
     }
 

@@ -8,6 +8,7 @@ from cpt_lab.specs import (
     BpeTokenizer,
     BuiltinCorpus,
     Correlation,
+    ChatTask,
     Evaluation,
     FilesCorpus,
     Fingerprint,
@@ -19,8 +20,10 @@ from cpt_lab.specs import (
     HubCorpus,
     HubTokenizer,
     LayerSimilarity,
+    Mean,
     Mixture,
     ModelShape,
+    OlmesTask,
     Part,
     Patched,
     PerplexityTask,
@@ -73,6 +76,9 @@ CORRELATION = Correlation(one=DELTA_NORM, other=RANDOM)
 SUMS = GenerateTask(name="sums", corpus=MATH, items=4, max_new_tokens=8)
 PROSE = PerplexityTask(name="prose", corpus=TEXT, items=4)
 HARNESS = HarnessTask(name="gsm8k")
+OLMES = OlmesTask(name="arc_easy")
+CHAT = ChatTask(name="gpqa")
+MEAN = Mean(name="both", of=("sums/exact_match_strict", "prose/bits_per_byte"))
 PROTOCOL = Protocol(name="tiny", tasks=(SUMS, PROSE, HARNESS), harness="0.4.13")
 
 

@@ -17,6 +17,7 @@ from matplotlib.colors import to_hex
 
 import made_up_study as made
 from analysis import FIGURES, rewind_curve, summary
+from analysis.curve_style import caption
 from analysis.curves import Curve, curves, references
 from analysis.interactive_curve import interactive
 from analysis.results import frame, gaps, is_share, metric_names, rewound_units
@@ -231,6 +232,12 @@ def test_directions_differ_in_dashes_and_criteria_in_colour_and_marker(results: 
     assert ascending.get_color() == descending.get_color() != random.get_color()
     assert ascending.get_marker() != random.get_marker()
     assert to_hex(str(descending.get_markerfacecolor())) == "#ffffff"
+
+
+def test_the_caption_says_which_part_of_the_items_was_scored(results: pd.DataFrame) -> None:
+    table = results.copy()
+    table.attrs = {**results.attrs, "part": {made.ACCURACY: "seeded 20 of 1,319"}}
+    assert "20 documents of tiny_math (seeded 20 of 1,319) and 10 documents of tiny_text;" in caption(table, curves(table, made.ACCURACY))
 
 
 def test_the_caption_says_sizes_protocol_and_gaps(with_gaps: pd.DataFrame) -> None:

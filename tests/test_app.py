@@ -60,7 +60,7 @@ def test_a_plan_imports_nothing_heavy_and_writes_nothing(planned: tuple[Answer, 
 def test_help_names_every_verb(words: tuple[str, ...]) -> None:
     answer = here(*words)
     assert answer.code == 0
-    for verb in ("run", "plan", "status", "materialize", "compare", "track"):
+    for verb in ("run", "plan", "status", "materialize", "compare", "data", "track"):
         assert f"\n  {verb} " in answer.out
 
 

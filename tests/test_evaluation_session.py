@@ -80,6 +80,23 @@ def test_the_model_is_right_where_its_answer_is_the_gold_answer(session: EvalSes
     assert scores.warnings == ()
 
 
+@pytest.mark.parametrize("factor", [1.0, 4.0, -2.0])
+def test_fast_scores_are_those_of_the_harness_after_every_edit(
+    session: EvalSession, product: Path, taught: tuple[Any, Any], factor: float
+) -> None:
+    model, tokenizer = taught
+    reference = EvalSession(product, protocol(), tokenizer=tokenizer, how=Execution(mode="reference"))
+    scaled(model, factor)
+    fast, slow = session.score(model), reference.score(model)
+    scaled(model, 1 / factor)
+    assert {answered["mode"] for answered in fast.answered.values()} == {"fast"}
+    assert {answered["mode"] for answered in slow.answered.values()} == {"reference"}
+    assert list(fast.samples["answer"][:4]) == list(slow.samples["answer"][:4])
+    assert fast.metrics.keys() == slow.metrics.keys()
+    for name, metric in slow.metrics.items():
+        assert fast.metrics[name]["value"] == pytest.approx(metric["value"], rel=1e-6)
+
+
 def test_answers_are_those_of_a_plain_greedy_loop(session: EvalSession, taught: tuple[Any, Any]) -> None:
     model, tokenizer = taught
     scaled(model, 8.0)
@@ -221,7 +238,14 @@ def test_written_scores_are_read_back(session: EvalSession, taught: tuple[Any, A
     scores = session.score(taught[0])
     write_scores(scores, tmp_path)
     results = json.loads((tmp_path / "results.json").read_text())
-    assert results == {"primary": scores.primary, "metrics": scores.metrics, "warnings": [], "seconds": scores.seconds}
+    assert results == {
+        "primary": scores.primary,
+        "metrics": scores.metrics,
+        "warnings": [],
+        "seconds": scores.seconds,
+        "answered": scores.answered,
+    }
+    assert {task: answered["batches"] for task, answered in scores.answered.items()} == {"sums": [4], "prose": [len(PROSE)]}
     samples = pandas.read_parquet(tmp_path / "samples.parquet")
     pandas.testing.assert_frame_equal(samples, scores.samples)
     assert list(samples.columns[:5]) == ["task", "document", "prompt_digest", "answer", "tokens"]

@@ -15,7 +15,7 @@ from cpt_lab.orderings import CRITERIA, DELTA_MEASURES, build_ranking, order, pe
 from cpt_lab.specs import ModelShape, Ranking, key
 from cpt_lab.spectra import NAMES
 from factory import folder_spec, tiny_checkpoint, tiny_shape, workspace
-from spec_cases import PROTOCOL
+from spec_cases import MEAN, PROTOCOL
 from spectral_tables import product
 
 SHAPE = tiny_shape()
@@ -248,7 +248,12 @@ def test_the_order_in_which_roles_are_named_does_not_matter() -> None:
         ("spectral", {"column": "agreement_head_max", "of": "base"}, r"compares tuned with the base.*set criterion\.of=delta"),
         ("spectral", {"column": "svsm_mean", "of": "tuned"}, r"compares tuned with the base.*set criterion\.of=delta"),
         ("greedy", {}, "needs a protocol"),
-        ("greedy", {"protocol": PROTOCOL, "metric": "drop/f1"}, r"'drop/f1', and protocol tiny has the tasks sums, prose, gsm8k"),
+        ("greedy", {"protocol": PROTOCOL, "metric": "drop/f1"}, r"unknown metric of protocol tiny 'drop/f1'.*gsm8k/METRIC, prose/bits"),
+        (
+            "greedy",
+            {"protocol": PROTOCOL.but(means=(MEAN,), primary="both/mean")},
+            r"both/mean is a mean over tasks .* one of sums/exact_match_strict, prose/bits",
+        ),
         ("from_file", {}, r"needs a file: set criterion\.file"),
         ("from_file", {"file": "/no/such.json"}, "which is no file that can be read"),
     ],

@@ -70,11 +70,11 @@ PINNED = {
     "delta_norm-ascending-cf2119c590c191c8": cases.DELTA_NORM,
     "random-descending-seed0-30556564cf758625": cases.RANDOM,
     "rewind-delta_norm-ascending-0.25-0d0c506275d5f8aa": cases.PATCHED,
-    "tiny-a818e2130fc84e10": cases.PROTOCOL,
-    "tiny-rewind-delta_norm-ascending-0.25-dc8a54a2e21b3319": cases.EVALUATION,
+    "tiny-079f76e2f4532f91": cases.PROTOCOL,
+    "tiny-rewind-delta_norm-ascending-0.25-d0eae1450cd3e5b2": cases.EVALUATION,
     "delta_norm-ascending-and-random-descending-seed0-92bda88847dfcfb6": cases.CORRELATION,
-    "entropy-sums-100-rewind-delta_norm-ascending-0.25-7fad793bdcdaaa12": cases.ATTENTION_ENTROPY,
-    "cka-sums-100-rewind-delta_norm-ascending-0.25-2ecb2c63bc17a039": cases.LAYER_SIMILARITY,
+    "entropy-sums-100-rewind-delta_norm-ascending-0.25-5b591a39623e705e": cases.ATTENTION_ENTROPY,
+    "cka-sums-100-rewind-delta_norm-ascending-0.25-cb8d19513d36a1dd": cases.LAYER_SIMILARITY,
 }
 PART = cases.MIXTURE.parts[0]
 HEADS = Heads(heads=((0, 1), (1, 2)))
@@ -172,10 +172,29 @@ CHANGES: tuple[tuple[Spec, dict[str, Any]], ...] = (
     (FIRST_LAYERS, {"ranking": DELTA_NORM, "count": 2, "protect": 1}),
     (PruneLayers(select=Layers(layers=(0,))), {"select": FIRST_LAYERS}),
     (cases.PATCHED, {"tuned": cases.FOLDER, "interventions": (REWIND,)}),
-    (cases.SUMS, {"name": "sum", "corpus": cases.TEXT, "split": "validation", "items": 5, "shots": 1, "max_new_tokens": 9}),
-    (cases.PROSE, {"name": "poem", "corpus": cases.MATH, "split": "test", "items": 5}),
-    (cases.HARNESS, {"name": "drop", "shots": 0, "limit": 10}),
-    (PROTOCOL, {"name": "full", "tasks": (cases.SUMS,), "dtype": "bfloat16", "harness": "0.5", "seed": 1}),
+    (
+        cases.SUMS,
+        {"name": "sum", "corpus": cases.TEXT, "split": "validation", "items": 5, "shots": 1, "max_new_tokens": 9}
+        | {"limit": 3, "subset": "seeded"},
+    ),
+    (cases.PROSE, {"name": "poem", "corpus": cases.MATH, "split": "test", "items": 5, "limit": 3, "subset": "seeded"}),
+    (cases.HARNESS, {"name": "drop", "shots": 0, "limit": 10, "subset": "seeded"}),
+    (
+        cases.OLMES,
+        {"name": "hellaswag", "items": "all", "version": 2, "data": "ab12", "source": "olmes", "folder": "/data"}
+        | {"limit": 10, "subset": "seeded"},
+    ),
+    (
+        cases.CHAT,
+        {"name": "gsm8k", "version": 2, "data": "ab12", "source": "olmes", "folder": "/data", "limit": 10, "subset": "seeded"}
+        | {"temperature": 0.5, "top_p": 0.9, "max_new_tokens": 512, "repeats": 1},
+    ),
+    (cases.MEAN, {"name": "two", "metric": "average", "of": ("sums/exact_match_strict", "sums/exact_match_flexible")}),
+    (
+        PROTOCOL,
+        {"name": "full", "tasks": (cases.SUMS,), "means": (cases.MEAN,), "primary": "prose/bits_per_byte"}
+        | {"dtype": "bfloat16", "harness": "0.5", "seed": 1},
+    ),
     (EVALUATION, {"checkpoint": TUNED, "protocol": PROTOCOL.but(seed=1)}),
 )
 EVERY_CHANGE = [(spec, name, value) for spec, changes in CHANGES for name, value in changes.items()]
@@ -224,6 +243,8 @@ def test_what_is_left_out_of_the_identity_is_named_here() -> None:
         "HubCheckpoint": {"shape"},
         "FolderCheckpoint": {"path"},
         "ScoresFile": {"path"},
+        "OlmesTask": {"source", "folder"},
+        "ChatTask": {"source", "folder"},
         **{merge: {"name"} for merge in ("Member", "RotateAblate", "RotateRestore", "Transplant")},
     }
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING, NotRequired, TypedDict
 
 if TYPE_CHECKING:
     import pandas
@@ -15,12 +15,30 @@ FILTERS = {"none": "", "strict-match": "_strict", "flexible-extract": "_flexible
 
 
 class Metric(TypedDict):
-    """One number: `stderr` is None where there is no closed form, as for a perplexity."""
+    """One number: `stderr` is None where there is no closed form, as for a perplexity.
+
+    `part` says which items were scored where not all were, `std` how the values of several answers to every prompt spread.
+    """
 
     value: float
     stderr: float | None
     n: int
     higher_is_better: bool
+    part: NotRequired[str]
+    std: NotRequired[float]
+
+
+class Answered(TypedDict):
+    """How a task was answered, which may flip answers in low precision: the model side, why if it is not the one asked for, and batches.
+
+    `plan` is the digest of all tokens that were read; empty, as `prefix` and `batches` are, where the harness's own model answered.
+    """
+
+    mode: str
+    why: str
+    plan: str
+    prefix: list[int]
+    batches: list[int]
 
 
 @dataclass(frozen=True)
@@ -29,7 +47,7 @@ class Scores:
 
     `metrics` by `<task>/<metric>`; `samples` one row per document: task, document, prompt_digest, answer (what the model wrote; None where
     it only read), tokens (of the answer, or of the text scored), and a column per metric with the document's own value; `warnings` where
-    answers look broken; `primary` the name of the first task's first metric; `seconds` what the scoring took.
+    answers look broken; `primary` the name of the first task's first metric; `seconds` what the scoring took; `answered` how, by task.
     """
 
     metrics: dict[str, Metric]
@@ -37,6 +55,7 @@ class Scores:
     warnings: tuple[str, ...]
     primary: str
     seconds: float
+    answered: dict[str, Answered] = field(default_factory=dict)
 
 
 def metric_name(metric: str, filter_name: str) -> str:
@@ -46,10 +65,16 @@ def metric_name(metric: str, filter_name: str) -> str:
 
 
 def write_scores(scores: Scores, folder: Path) -> None:
-    """Write results.json (primary, metrics, warnings, seconds) and samples.parquet into a folder that is renamed when it is whole.
+    """Write results.json (all but the samples) and samples.parquet into a folder that is renamed when it is whole.
 
     A perplexity beyond the floats is `Infinity` in the file, which Python reads back.
     """
-    results = {"primary": scores.primary, "metrics": scores.metrics, "warnings": list(scores.warnings), "seconds": scores.seconds}
+    results = {
+        "primary": scores.primary,
+        "metrics": scores.metrics,
+        "warnings": list(scores.warnings),
+        "seconds": scores.seconds,
+        "answered": scores.answered,
+    }
     scores.samples.to_parquet(folder / "samples.parquet", index=False)
     (folder / "results.json").write_text(json.dumps(results, indent=1) + "\n")

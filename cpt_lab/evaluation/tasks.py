@@ -5,9 +5,8 @@ from __future__ import annotations
 import difflib
 import hashlib
 import io
-import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -16,15 +15,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cpt_lab.data.documents import read_documents
-from cpt_lab.specs import GenerateTask, HarnessTask, PerplexityTask, Protocol
+from cpt_lab.evaluation.code import runs_code
+from cpt_lab.evaluation.encoding import encode_all
+from cpt_lab.evaluation.items import drawn
+from cpt_lab.evaluation.task_files import read_task_file
+from cpt_lab.specs import ChatTask, HarnessTask, Protocol, Task
 
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
-    from lm_eval.api.task import Task
+    from lm_eval.api.task import Task as LoadedByHarness
 
-AnyTask = GenerateTask | PerplexityTask | HarnessTask
 PREFIX = "cpt_"  # before the names of our tasks in the harness, which has thousands of its own
+WHOLE = "items"  # in the metadata of a task file: how many items there are without a limit
 DIGEST_DIGITS = 16
+RUN_BY_THE_HARNESS = ("humaneval", "mbpp")  # it fetches a program for that from the hub as soon as it reads their files
 DEFAULT_ANSWER_TOKENS = 256  # what the harness lets a model write where a task does not say
 
 
@@ -33,10 +37,13 @@ class LoadedTask:
     """A task of the harness with its requests, which are never written to: every scoring takes copies."""
 
     name: str
-    task: Task
+    task: LoadedByHarness
     requests: tuple[Instance, ...]
     prompt_tokens: tuple[int, ...]  # of every request, without the answer
     scored_tokens: tuple[int, ...]  # of the text that is scored; 0 where the model writes
+    chat: bool = False  # several answers to a prompt are scored one by one, and their lengths with them
+    runs_code: bool = False
+    part: str = ""  # `first 50 of 1,319` where not all items are scored
 
     @property
     def generates(self) -> bool:
@@ -73,7 +80,7 @@ def check_harness(spec: Protocol) -> None:
         )
 
 
-def local_name(task: AnyTask) -> str:
+def local_name(task: Task) -> str:
     """What one of our own tasks is called in the harness."""
     return f"{PREFIX}{task.name}"
 
@@ -85,7 +92,7 @@ def load_tasks(product: Path, spec: Protocol, tokenizer: Any) -> list[LoadedTask
         return [_with_requests(spec, wanted, theirs.get(wanted.name) or _load_local(wanted, product), tokenizer) for wanted in spec.tasks]
 
 
-def load_harness_tasks(spec: Protocol) -> dict[str, Task]:
+def load_harness_tasks(spec: Protocol) -> dict[str, LoadedByHarness]:
     """The harness's own tasks of a protocol, with their data; takes seconds, as the harness reads all its thousands of files.
 
     KeyError with the nearest names for an unknown one; ValueError for a task that runs what the model writes, and where the data can be
@@ -94,13 +101,16 @@ def load_harness_tasks(spec: Protocol) -> dict[str, Task]:
     wanted = [task for task in spec.tasks if isinstance(task, HarnessTask)]
     if not wanted:
         return {}
+    for task in wanted:
+        if task.name.startswith(RUN_BY_THE_HARNESS):
+            raise ValueError(_no_sandbox(task.name))
     from lm_eval.tasks import TaskManager
 
     manager = TaskManager()
     return {task.name: _load_harness_task(task, manager) for task in wanted}
 
 
-def _load_harness_task(wanted: HarnessTask, manager: Any) -> Task:
+def _load_harness_task(wanted: HarnessTask, manager: Any) -> LoadedByHarness:
     if wanted.name not in manager.all_subtasks:
         raise KeyError(_unknown(wanted.name, manager))
     try:
@@ -111,10 +121,17 @@ def _load_harness_task(wanted: HarnessTask, manager: Any) -> Task:
             "a network and share its Hugging Face cache (HF_HOME), or choose a protocol of built-in tasks, like protocol=tiny"
         ) from None
     if getattr(task, "UNSAFE_CODE", False):
-        raise ValueError(f"task {wanted.name} runs programs that the model writes, which needs a sandbox: choose another task")
+        raise ValueError(_no_sandbox(wanted.name))
     if wanted.shots is not None:
         task.set_config(key="num_fewshot", value=wanted.shots)
     return task
+
+
+def _no_sandbox(name: str) -> str:
+    return (
+        f"task {name} of the harness runs programs that the model writes, and without a sandbox: use {{kind: olmes, name: humaneval}}, "
+        "or choose another task"
+    )
 
 
 @contextmanager
@@ -141,23 +158,68 @@ def quiet_harness() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _with_requests(spec: Protocol, wanted: AnyTask, task: Task, tokenizer: Any) -> LoadedTask:
-    limit = wanted.limit if isinstance(wanted, HarnessTask) else None
+def _with_requests(spec: Protocol, wanted: Task, task: LoadedByHarness, tokenizer: Any) -> LoadedTask:
     task.set_fewshot_seed(spec.seed)
+    chat = isinstance(wanted, ChatTask)
+    how = {"apply_chat_template": True, "chat_template": _chat_template(wanted.name, tokenizer)} if chat else {}
     with redirect_stderr(io.StringIO()):  # a progress bar that cannot be turned off
-        task.build_all_requests(limit=limit, rank=0, world_size=1)
+        task.build_all_requests(**_which(spec, wanted, task), **how, rank=0, world_size=1)
     requests = tuple(task.instances)
     prompts, scored = zip(*(_texts(request) for request in requests), strict=True)
+    _check_end(wanted.name, requests[0].request_type, tokenizer)
     lengths = count_tokens(tokenizer, prompts, special=True), count_tokens(tokenizer, scored)
-    return LoadedTask(wanted.name, task, requests, *lengths)
+    return LoadedTask(wanted.name, task, requests, *lengths, chat=chat, runs_code=runs_code(wanted), part=_part(wanted, task))
 
 
-def _load_local(wanted: AnyTask, product: Path) -> Task:
+def _which(spec: Protocol, wanted: Task, task: LoadedByHarness) -> dict[str, Any]:
+    """Which documents of one of the harness's own tasks are asked; our own have no others."""
+    if not isinstance(wanted, HarnessTask) or wanted.limit is None or wanted.subset == "first":
+        return {"limit": wanted.limit if isinstance(wanted, HarnessTask) else None}
+    total = len(task.eval_docs)
+    return {"samples": drawn(total, min(wanted.limit, total), spec.seed)}
+
+
+def _part(wanted: Task, task: LoadedByHarness) -> str:
+    """`first 50 of 1,319`, or nothing where all items are scored."""
+    whole = len(task.eval_docs) if isinstance(wanted, HarnessTask) else task.config.metadata[WHOLE]
+    if wanted.limit is None or wanted.limit >= whole:
+        return ""
+    return f"{wanted.subset} {wanted.limit:,} of {whole:,}"
+
+
+def _chat_template(name: str, tokenizer: Any) -> Any:
+    """The tokenizer's own way to write messages as one prompt; ValueError if it has none, or none for a system prompt."""
+    if not getattr(tokenizer, "chat_template", None):
+        raise ValueError(
+            f"task {name} asks by chat prompts and the model's tokenizer has no chat template: choose a post-trained model, or a protocol "
+            "without chat, like protocol=paper"
+        )
+
+    def written(messages: list[dict[str, str]], *, add_generation_prompt: bool = True) -> str:
+        from jinja2 import TemplateError
+
+        try:
+            return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt))
+        except TemplateError as error:  # without the system prompt it would be another protocol
+            raise ValueError(
+                f"task {name}: the model's chat template refuses the prompt ({error}): choose a model that takes one"
+            ) from None
+
+    return written
+
+
+def _check_end(name: str, request_type: str, tokenizer: Any) -> None:
+    """ValueError if the tokenizer lacks the token that ends answers and stands before what is read alone."""
+    if tokenizer.eos_token_id is None and request_type != "loglikelihood":
+        raise ValueError(f"task {name}: the model's tokenizer has no end-of-text token: set eos_token in its tokenizer_config.json")
+
+
+def _load_local(wanted: Task, product: Path) -> LoadedByHarness:
     """One of our own tasks from its file, with documents from beside it: no cache of data sets, no absolute paths."""
     from datasets import Dataset
     from lm_eval.api.task import ConfigurableTask
 
-    config: dict[str, Any] = json.loads((product / f"{local_name(wanted)}.yaml").read_text())
+    config = read_task_file(product / f"{local_name(wanted)}.yaml")
     splits = config.pop("dataset_kwargs")["data_files"]
     folder = product / local_name(wanted)
 
@@ -176,11 +238,15 @@ def _texts(request: Instance) -> tuple[str, str]:
     return request.args[0], request.args[1]
 
 
-def count_tokens(tokenizer: Any, texts: tuple[str, ...] | list[str], *, special: bool = False) -> tuple[int, ...]:
-    """How many tokens each text has, with what the tokenizer puts before a text if `special`; an empty one has none."""
-    written = [text for text in texts if text]
-    lengths = iter([len(ids) for ids in tokenizer(written, add_special_tokens=special)["input_ids"]] if written else [])
-    return tuple(next(lengths) if text else 0 for text in texts)
+def count_tokens(tokenizer: Any, texts: Sequence[str], *, special: bool = False) -> tuple[int, ...]:
+    """How many tokens each text has, with what the tokenizer puts before a text if `special`; an empty one has none.
+
+    Each text is read once: the choices of a question share its prompt.
+    """
+    different = [text for text in dict.fromkeys(texts) if text]
+    ids = encode_all(tokenizer, different, add_special_tokens=special)
+    lengths = {"": 0, **dict(zip(different, map(len, ids), strict=True))}
+    return tuple(lengths[text] for text in texts)
 
 
 def digest(text: str) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from cpt_lab.evaluation.session import EvalSession, write_scores
+from cpt_lab.evaluation.session import EvalSession, NonFiniteScores, write_scores
 from cpt_lab.execution import Execution
 from cpt_lab.patch import LiveModel, Patch
 from cpt_lab.specs import Checkpoint, Evaluation, Patched, Protocol, Spec, key
@@ -32,7 +32,10 @@ class WarmEvaluator:
         session = self._protocol(spec.protocol, product(spec.loaded), product)
         patch = _patch(spec)
         live.set(patch)
-        scores = session.score(live.model, progress=work.progress)
+        try:
+            scores = session.score(live.model, progress=work.progress)
+        except NonFiniteScores as error:
+            raise ValueError(f"{spec.checkpoint.label()}: {error}") from None
         write_scores(scores, work.product)
         (work.product / "patch.json").write_text(patch.model_dump_json())
 
@@ -62,6 +65,8 @@ def load_model(folder: Path, spec: Checkpoint, dtype: str, how: Execution) -> An
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype)).to(how.on_device())
+    if getattr(model.config, "attn_logit_softcapping", None):
+        model.set_attn_implementation("eager")  # transformers' other attentions leave the cap of Gemma 2 out
     check_finite(dict(model.named_parameters()), key(spec))
     return model.eval()
 

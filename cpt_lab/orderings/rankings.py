@@ -166,9 +166,13 @@ def _roles(criterion: str, unit: str, wanted: Sequence[str] | None, shape: Model
 def _probe(given: Mapping[str, Any], tuned: Checkpoint, base: Checkpoint | None) -> Probe:
     protocol: Protocol = given["protocol"]
     metric = given.get("metric")
-    tasks = [task.name for task in protocol.tasks]
-    if metric is not None and metric.partition("/")[0] not in tasks:
-        raise ValueError(f"criterion.metric is {metric!r}, and protocol {protocol.name} has the tasks {', '.join(tasks)}: give TASK/METRIC")
+    if metric is not None:
+        protocol.check_metric(metric)
+    if any(mean.full_name == (metric or protocol.primary) for mean in protocol.means):
+        tasks = ", ".join(dict.fromkeys(name for mean in protocol.means for name in mean.of))
+        raise ValueError(
+            f"{metric or protocol.primary} is a mean over tasks and has no documents of its own: give criterion.metric as one of {tasks}"
+        )
     return Probe(tuned=tuned, base=base, protocol=protocol, metric=metric, kv=given.get("kv") or "when_group_complete")
 
 

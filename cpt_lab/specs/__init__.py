@@ -26,7 +26,7 @@ from cpt_lab.specs.fingerprints import Fingerprint
 from cpt_lab.specs.graph import STORED, AnySpec, closure, parse, rankings_of, settled
 from cpt_lab.specs.internals import AttentionEntropy, LayerSimilarity, Prompts
 from cpt_lab.specs.patched import Choices, Intervention, Patched
-from cpt_lab.specs.protocols import GenerateTask, HarnessTask, PerplexityTask, Protocol, Task
+from cpt_lab.specs.protocols import ChatTask, GenerateTask, HarnessTask, Mean, OlmesTask, PerplexityTask, Protocol, Task
 from cpt_lab.specs.rankings import (
     WHOLE_LAYER,
     Correlation,
@@ -52,6 +52,7 @@ __all__ = [
     "AttentionEntropy",
     "BpeTokenizer",
     "BuiltinCorpus",
+    "ChatTask",
     "Checkpoint",
     "Choices",
     "Corpus",
@@ -71,8 +72,10 @@ __all__ = [
     "LayerSimilarity",
     "Matrices",
     "Matrix",
+    "Mean",
     "Mixture",
     "ModelShape",
+    "OlmesTask",
     "Part",
     "Patched",
     "PerplexityTask",
