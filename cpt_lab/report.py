@@ -140,10 +140,8 @@ def show_end(store: Store, asked: Study, files: Sequence[Path], ui: str) -> int:
     for spec in wanted.values():
         if not isinstance(spec, specs.Evaluation) and store.is_done(spec):
             print(f"{spec.PRODUCT}: {store.product(spec)}")
-            if isinstance(spec, specs.Ranking):
-                print(_first_units(store, spec))
-            if isinstance(spec, specs.Fingerprint):
-                print(_verdict(store, spec))
+            for line in _in_words(store, spec):
+                print(line)
     for path in files:
         print(f"figure: {path}")
     _show_warnings(store, specs.closure(list(wanted.values())))
@@ -206,6 +204,30 @@ def _first_units(store: Store, ranking: specs.Ranking) -> str:
     )
     unit = {"head": "layer.head", "matrix": "layer.role", "layer": "layer"}[ranking.unit]
     return f"  {ranking.criterion} {ranking.direction}, {unit} (score): {first}{rest}{said}"
+
+
+def _in_words(store: Store, spec: Spec) -> list[str]:
+    """What a finished product says, where that can be said in a line."""
+    match spec:
+        case specs.Ranking():
+            return [_first_units(store, spec)]
+        case specs.Fingerprint():
+            return [_verdict(store, spec)]
+        case specs.Correlation():
+            return [_correlation(store, spec)]
+        case _:
+            return []
+
+
+def _correlation(store: Store, correlation: specs.Correlation) -> str:
+    found = read_json(store.product(correlation) / "correlation.json")
+    names = f"  {correlation.one.label()} and {correlation.other.label()}"
+    if found["spearman"] is None:
+        return f"{names}: one of them does not tell the {found['units']} units apart"
+    low, high = found["interval"]
+    return (
+        f"{names}: Spearman {found['spearman']:.2f} (95 % {low:.2f} to {high:.2f}, p = {found['p_value']:.2g}) over {found['units']} units"
+    )
 
 
 def _verdict(store: Store, fingerprint: specs.Fingerprint) -> str:

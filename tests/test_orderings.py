@@ -233,7 +233,7 @@ def test_the_order_in_which_roles_are_named_does_not_matter() -> None:
 @pytest.mark.parametrize(
     ("criterion", "settings", "message"),
     [
-        ("delta_nrm", {}, r"unknown criterion 'delta_nrm' \(did you mean delta_norm.*there are agreement, .*scaled_norm_diff, spectral"),
+        ("delta_nrm", {}, r"unknown criterion 'delta_nrm' \(did you mean delta_norm.*there are ablation, .*scaled_norm_diff, spectral"),
         ("delta_norm", {"direction": "down"}, "unknown direction 'down'.*ascending, descending"),
         ("delta_norm", {"roles": ("q", "gate")}, "unknown role of a head 'gate'"),
         ("delta_norm", {"roles": ()}, "no roles"),
