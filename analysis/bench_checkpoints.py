@@ -1,8 +1,8 @@
 """Writing a patched checkpoint against the plainest streaming copy of its bytes, on random OLMo 2s made on the spot.
 
 `python -m analysis.bench_checkpoints 1b` takes the shape of OLMo 2 1B and 9 GB of disk, without an argument a smaller one is taken. Both
-sides take turns, each in a process of its own, on one thread. The sources are in the page cache. A soup stands beside reading both and writing
-one.
+sides take turns, each in a process of its own, on one thread. The sources are in the page cache. A soup stands beside reading both and
+writing one.
 """
 
 from __future__ import annotations

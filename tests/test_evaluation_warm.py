@@ -8,7 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from cpt_lab.evaluation.warm import WarmEvaluator, load_model
+from cpt_lab.evaluation.loading import load_model
+from cpt_lab.evaluation.warm import WarmEvaluator
 from cpt_lab.execution import Execution
 from cpt_lab.interventions.rewind import Rewind
 from cpt_lab.specs import Evaluation, FolderCheckpoint, Heads, Patched, Spec, key

@@ -124,6 +124,8 @@ def why_not(model: Any) -> str:
         return f"its rotations ({', '.join(sorted(kinds & set(MOVING_ROTATIONS)))}) depend on the longest text read"
     if getattr(config, "reorder_and_upcast_attn", False):
         return "its attention is computed in float32 (reorder_and_upcast_attn)"
+    if len(set(getattr(model, "hf_device_map", {}).values())) > 1:
+        return "its layers lie on several devices"
     return ""
 
 

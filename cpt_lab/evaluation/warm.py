@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
+from cpt_lab.evaluation.loading import load_model
 from cpt_lab.evaluation.session import EvalSession, NonFiniteScores, write_scores
 from cpt_lab.execution import Execution
 from cpt_lab.patch import LiveModel, Patch
-from cpt_lab.specs import Checkpoint, Evaluation, Patched, Protocol, Spec, key
+from cpt_lab.specs import Evaluation, Patched, Protocol, Spec, key
 from cpt_lab.store import Workspace
-from cpt_lab.weights import check_finite
 
 Product = Callable[[Spec], Path]
 
@@ -57,18 +56,6 @@ class WarmEvaluator:
             self._session = EvalSession(product(protocol), protocol, tokenizer=tokenizer, how=self._how)
             self._built = key(protocol)
         return self._session
-
-
-def load_model(folder: Path, spec: Checkpoint, dtype: str, how: Execution) -> Any:
-    """A transformers model ready to be scored: on its device, in the protocol's dtype, checked for non-finite weights."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype)).to(how.on_device())
-    if getattr(model.config, "attn_logit_softcapping", None):
-        model.set_attn_implementation("eager")  # transformers' other attentions leave the cap of Gemma 2 out
-    check_finite(dict(model.named_parameters()), key(spec))
-    return model.eval()
 
 
 def _patch(spec: Evaluation) -> Patch:

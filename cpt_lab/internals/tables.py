@@ -10,8 +10,8 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from cpt_lab.evaluation.loading import load_model
 from cpt_lab.evaluation.tasks import load_tasks, quiet_harness
-from cpt_lab.evaluation.warm import load_model
 from cpt_lab.execution import Execution
 from cpt_lab.families import family
 from cpt_lab.internals.observe import attention_entropies, layer_means
