@@ -241,7 +241,7 @@ def test_a_source_of_another_dtype_by_a_known_name_is_refused(folders: dict[str,
     model = load()
     model.set(of_heads([(0, 0)]))
     model.read_from({"base": {name: tensor.bfloat16() for name, tensor in open_weights(folders["base"]).items()}})
-    with pytest.raises(ValueError, match="torch.bfloat16 in base"):
+    with pytest.raises(ValueError, match=r"torch\.bfloat16 in base"):
         model.set(of_heads([(0, 0)]))
     assert equal(bits(model), open_weights(folders["tuned"]))
 
