@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import ChoiceSweep
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
@@ -42,6 +44,8 @@ VERBS = (*COMPOSED_VERBS, "track")
 OPTIONS_WITH_VALUE = frozenset(
     ("--config-dir", "-cd", "--config-name", "-cn", "--config-path", "-cp", "--cfg", "-c", "--package", "-p", "--experimental-rerun")
 )
+OTHER_MODES = frozenset(("--cfg", "-c", "--info", "-i", "--shell-completion", "-sc", "--run", "-r"))  # these of Hydra's do not sweep
+OF_A_CHOICE = ("intervention.", "then.", "criterion.", "other_criterion.")  # settings of groups whose files have different ones
 
 
 def _conf() -> str:
@@ -98,9 +102,30 @@ def _dispatch(given: list[str]) -> int:
         return _show(verb, store, study.load(store, names[0]), words=words)
     if names:
         raise ValueError(f"{names[0]!r} is neither KEY=VALUE nor a verb; verbs come first: {', '.join(VERBS)}")
+    if OTHER_MODES.isdisjoint(option.partition("=")[0] for option in options):
+        overrides, options = in_each_point(overrides), [*options, "--multirun"]  # else Hydra hides what is wrong behind advice to say so
     sys.argv = ["cpt_lab", *overrides, f"verb={verb}", *options]
     main()
     return 0
+
+
+def in_each_point(overrides: Sequence[str]) -> list[str]:
+    """The overrides with plain settings of an intervention or a criterion as sweeps over one value.
+
+    Hydra puts a plain setting into the choice that stands there before any sweep, which may have none of this name.
+    """
+    parser = OverridesParser.create()
+    return [_as_sweep(parser, word) if word.startswith(OF_A_CHOICE) else word for word in overrides]
+
+
+def _as_sweep(parser: OverridesParser, word: str) -> str:
+    name, _, value = word.partition("=")
+    sweep = f"{name}=choice({value})"
+    try:
+        given, swept = (parser.parse_override(text).value() for text in (word, sweep))
+    except HydraException:
+        return word  # Hydra says best what is wrong
+    return sweep if isinstance(swept, ChoiceSweep) and swept.list == [given] else word
 
 
 def _sorted(words: list[str]) -> tuple[list[str], list[str], list[str]]:

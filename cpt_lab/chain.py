@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from omegaconf import MISSING
+from pydantic import ValidationError
 
-from cpt_lab.config import Config, CriterionConfig, validated
+from cpt_lab.config import Config, CriterionConfig, explain, validated
 from cpt_lab.interventions import INTERVENTIONS
 from cpt_lab.names import unknown
 from cpt_lab.specs import Choices, Intervention
@@ -53,6 +54,8 @@ def interventions(config: Config, choices: Callable[[Link], Choices]) -> tuple[I
     for link in links(config):
         try:
             made.append(link.kind.chosen(validated(link.kind.SETTINGS, link.settings, link.place), choices(link)))
+        except ValidationError as error:
+            raise ValueError(_at_its_place(explain(error, link.kind), link)) from None
         except ValueError as error:
             raise ValueError(_at_its_place(str(error), link)) from None
     return tuple(made)

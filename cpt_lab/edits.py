@@ -34,8 +34,8 @@ class SliceEdit(BaseModel):
 
         `memo` keeps what is worth computing once for many edits, such as factorisations, under keys of the edit's own that say all they
         depend on: kind, slice, and the `id` of each source, for a name may mean one checkpoint now and another later. `current` need not
-        be among them: an edit gets the lasting memo only where its slice is as the checkpoint has it, and one that is thrown away where
-        an earlier edit of the patch has changed any of its elements.
+        be among them: an edit gets the lasting memo only where its slice is as the checkpoint has it, and one that is thrown away where an
+        earlier edit of the patch has changed any of its elements.
         """
         raise NotImplementedError(f"{self.kind} has no values")
 

@@ -246,6 +246,8 @@ def _patched(config: Config) -> specs.Checkpoint | specs.Patched:
     for change in changes:
         for name, source in change.sources().items():
             _same_shape(tuned, source, names=("tuned", name))
+            if not change.ANY_DTYPE:
+                _same_dtype(tuned, source, names=("tuned", name))
     return specs.Patched(tuned=tuned, interventions=changes) if changes else tuned
 
 
@@ -278,6 +280,14 @@ def _same_shape(left: specs.Checkpoint, right: specs.Checkpoint, names: tuple[st
         from cpt_lab.weights import check_same_headers
 
         check_same_headers(Path(left.path), Path(right.path), names=names)
+
+
+def _same_dtype(left: specs.Checkpoint, right: specs.Checkpoint, names: tuple[str, str]) -> None:
+    """ValueError if two local folders store a parameter in two dtypes; of others this is known when they are there."""
+    if isinstance(left, specs.FolderCheckpoint) and isinstance(right, specs.FolderCheckpoint):
+        from cpt_lab.weights import check_same_dtypes
+
+        check_same_dtypes(Path(left.path), Path(right.path), names=names)
 
 
 def _protocol(config: Config, chosen: ProtocolConfig) -> specs.Protocol:

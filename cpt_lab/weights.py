@@ -107,6 +107,18 @@ def check_same_headers(left: Path, right: Path, *, names: tuple[str, str] = ("tu
     _check_same(_shapes(left), _shapes(right), names)
 
 
+def check_same_dtypes(left: Path, right: Path, *, names: tuple[str, str] = ("tuned", "base")) -> None:
+    """ValueError naming the first parameter that two folders store in different dtypes; those that one lacks are no matter."""
+    first, second = (_layout(folder).parameters for folder in (left, right))
+    for parameter in sorted(first.keys() & second.keys()):
+        one, other = first[parameter].dtype, second[parameter].dtype
+        if one != other:
+            raise ValueError(
+                f"{parameter} is {one} in {names[0]} and {other} in {names[1]}: convert one of the checkpoints, so that it is clear where "
+                "values are rounded"
+            )
+
+
 def check_finite(weights: Weights, name: str) -> None:
     """ValueError naming the checkpoint, the first parameter that is not finite and how many of its values are not."""
     import torch

@@ -19,6 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from cpt_lab import points as points_of
 from cpt_lab import report
+from cpt_lab.app import in_each_point
 from cpt_lab.study import Point
 from hydra_plugins.cpt_packed._compose import compose
 from hydra_plugins.cpt_packed.grid_sweeper import expand
@@ -34,6 +35,7 @@ def hydra(*words: str) -> Iterator[tuple[ConfigLoader, DictConfig, list[list[str
     """Hydra's loader, the composition of a command, and the overrides of each of its points."""
     with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
         loader = GlobalHydra.instance().config_loader()
+        words = tuple(in_each_point(words))
         master = loader.load_configuration("config", list(words), run_mode=RunMode.MULTIRUN)
         sweeper = master.hydra.sweeper
         parser = OverridesParser.create(config_loader=loader)

@@ -15,7 +15,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from command_line import here, there
-from compositions import refused
+from compositions import points, refused
 from cpt_lab.specs import BuiltinCorpus
 from cpt_lab.store import Store
 from factory import tiny_checkpoint
@@ -91,6 +91,16 @@ def test_an_unknown_setting_is_answered_with_the_nearest_one_and_the_list(word: 
     assert nearest in said.partition("there are ")[2].split(", ")
 
 
+def test_a_setting_that_no_choice_of_a_sweep_has_is_refused_as_unknown(tmp_path: Path) -> None:
+    said = refusal(tmp_path, "intervention=none,truncate", "intervention.percent=50", "intervention.fraction=0.5")
+    assert said.startswith("unknown setting 'intervention.fraction'")
+
+
+def test_a_mistake_beside_a_sweep_is_the_one_that_is_told(tmp_path: Path) -> None:
+    said = refusal(tmp_path, "intervention=none,truncate", "intervention.percent=50", "execution.eval_bach=3")
+    assert said.startswith("unknown setting 'execution.eval_bach' (did you mean execution.eval_batch")
+
+
 def test_a_setting_that_is_known_but_stands_in_no_file_says_how_to_add_it(tmp_path: Path) -> None:
     assert refusal(tmp_path, "site.partition=gpu").endswith("add it with +site.partition=VALUE")
 
@@ -131,7 +141,10 @@ def test_a_rewind_without_fraction_and_heads_says_how_to_give_either(tmp_path: P
         (("target=materialize",), "choose an intervention"),
         ((*REWIND, "intervention.heads=[[9,0]]"), "head [9, 0] does not exist: the model has layers 0 to 3, heads 0 to 3"),
         ((*REWIND, "intervention.heads=[[0,-1]]"), "head [0, -1] does not exist"),
-        ((*REWIND, "intervention.heads=[3]"), "intervention.heads.0"),
+        ((*REWIND, "intervention.heads=[3]"), "intervention.heads: got [3], allowed is a list of pairs"),
+        ((*REWIND, "intervention.heads=[[0,1]]", "intervention.fraction=0.5"), "got both fraction and heads"),
+        (("intervention=prune_layers", "intervention.layers=[7]"), "there is no layer 7 to prune: the model has layers 0 to 3"),
+        (("intervention=prune_layers", "intervention.layers=[0,1,2,3]"), "all 4 layers would be pruned: leave one at least"),
         ((*REWIND, "intervention.fraction=0.5", "intervention.kv=no"), "'when_group_complete', 'with_first' or 'never' (got 'no')"),
         ((*REWIND, "intervention.fraction=0.5", "intervention.direction=up"), "unknown direction 'up'; there are ascending, descending"),
         ((*REWIND, "intervention.fraction=0.5", "criterion.roles=[x]"), "unknown role of a head 'x'"),
@@ -147,7 +160,9 @@ def test_a_rewind_without_fraction_and_heads_says_how_to_give_either(tmp_path: P
     ],
 )
 def test_a_value_that_makes_no_sense_is_refused_with_what_is_allowed(words: tuple[str, ...], expected: str) -> None:
-    assert expected in refused(*words)
+    said = refused(*words)
+    assert expected in said
+    assert "validation error" not in said
 
 
 @pytest.mark.parametrize(
@@ -265,6 +280,16 @@ def test_weights_that_differ_behind_equal_configurations_are_refused_with_the_fi
     rewrite(base, "model.layers.1.mlp.down_proj.weight", torch.zeros(32, 40))
     said = refusal(tmp_path, "target=spectra", *folders(checkpoint, base))
     assert said.startswith("model.layers.1.mlp.down_proj.weight is (32, 48) in tuned and (32, 40) in base")
+
+
+def test_weights_stored_in_two_dtypes_are_refused_before_anything_is_built_but_where_only_spectra_are_taken(
+    tmp_path: Path, checkpoint: Path
+) -> None:
+    other = tiny_checkpoint(tmp_path / "base", dtype=torch.bfloat16)
+    words = (*folders(checkpoint, other), "intervention=rewind", "criterion=random", "intervention.fraction=0.5")
+    said = refusal(tmp_path, *words, verb="run")
+    assert " is F32 in tuned and BF16 in base: convert one of the checkpoints" in said
+    assert len(points(*folders(checkpoint, other), "intervention=transplant")) == 1
 
 
 def test_a_parameter_that_one_model_lacks_is_named(tmp_path: Path, checkpoint: Path) -> None:

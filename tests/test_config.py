@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from command_line import here
 from compositions import CONF, composed, hydra, points, whole
 from cpt_lab import config
 from cpt_lab import points as points_of
+from cpt_lab.app import in_each_point
 from cpt_lab.interventions.rewind import Rewind
 from cpt_lab.specs import Evaluation, HubCheckpoint, Patched, Spec, Spectra, TopOf, TrainedCheckpoint, key
 from cpt_lab.spectra import PRESETS
@@ -45,6 +47,7 @@ LARGER = {
 ONE_OF_EACH_SORT = ("quickstart", "rewind_7b", "soup_math_text_1b", "rotate_llama31_8b", "prune_gpt2_small")  # what their sweeps vary
 FEW_POINTS = ("soup_math_text_1b", "rotate_llama31_8b", "quickstart")
 ONE_POINT = ("intervention=rewind", "intervention.fraction=0.5", "criterion=random")
+SETTINGS = {"none": (), "truncate": ("intervention.percent=20,50",), "dare": ("intervention.drop=0.5",)}
 NOT_SCIENCE = (
     ("results=/somewhere/else",),
     ("workers=3", "packs=2", "max_attempts=1", "wait=true"),
@@ -251,6 +254,34 @@ def test_an_override_on_the_command_line_replaces_what_the_experiment_sweeps() -
     two = points("+experiment=quickstart", "intervention.fraction=0.5", "criterion=delta_norm")
     assert sorted(selection(point.spec).ranking.direction for point in two) == ["ascending", "descending"]
     assert {selection(point.spec).ranking.criterion for point in two} == {"delta_norm"}
+
+
+@pytest.mark.parametrize("names", [("none", "truncate"), ("truncate", "none"), ("dare", "truncate", "none")])
+def test_a_setting_in_a_sweep_of_choices_is_of_those_that_have_it(names: tuple[str, ...]) -> None:
+    swept = points(f"intervention={','.join(names)}", *(word for name in names for word in SETTINGS[name]))
+    alone = [point for name in names for point in points(f"intervention={name}", *SETTINGS[name])]
+    assert [key(point.spec) for point in swept] == [key(point.spec) for point in alone]
+
+
+def test_a_setting_on_the_command_line_is_of_the_choices_of_an_experiment_that_have_it() -> None:
+    swept = points("+experiment=quickstart", "criterion.seed=7", "intervention.fraction=0.5")
+    rankings = [selection(point.spec).ranking for point in swept]
+    assert {ranking.seed for ranking in rankings if ranking.criterion == "random"} == {7}
+    assert {ranking.seed for ranking in rankings if ranking.criterion != "random"} == {None}
+
+
+@pytest.mark.parametrize("value", ["[[0,1],[1,2]]", "null", "0.5", "'a, b.json'"])
+def test_a_plain_setting_is_the_same_in_each_point(value: str) -> None:
+    (word,) = in_each_point([f"intervention.heads={value}"])
+    (one,) = composed("intervention=rewind", word)
+    assert one["intervention"]["heads"] == OverridesParser.create().parse_override(f"intervention.heads={value}").value()
+
+
+@pytest.mark.parametrize(
+    "word", ["criterion.seed=1,2", "+criterion.seed=1", "~criterion.seed", "criterion.file=", "results=x", "criterion=a"]
+)
+def test_only_plain_settings_of_interventions_and_criteria_become_sweeps(word: str) -> None:
+    assert in_each_point([word]) == [word]
 
 
 def test_a_results_folder_may_be_meant_from_home(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from compositions import points
+from compositions import points, refused
 from cpt_lab.specs import Evaluation, HubCheckpoint, Patched, TrainedCheckpoint
 from factory import tiny_checkpoint
 
@@ -69,6 +69,31 @@ def test_a_checkpoint_of_another_size_is_refused_by_its_name(tmp_path: Path) -> 
     folders = ("tuned.from=folder", f"tuned.path={tmp_path / 'tuned'}", f"+others.inst={{from: folder, path: {tmp_path / 'inst'}}}")
     with pytest.raises(ValueError, match="tuned and inst are different architectures: num_layers is 2 in tuned and 3 in inst"):
         points(*folders, "intervention=soup", "intervention.with=inst", "intervention.weight=0.5")
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (("soup", "intervention.with=tuned", "intervention.weight=0.5"), "intervention.with is tuned, which would be mixed with itself"),
+        (("soup", "intervention.weight=30"), "intervention.weight is 30, allowed is a share of reference between 0 and 1"),
+        (("soup", "intervention.weight=-0.5"), "say what both weigh, {tuned:1.5,reference:-0.5}"),
+        (("soup", "intervention.weight=0.5", "intervention.roles={q:1.2}"), "intervention.roles.q is 1.2, allowed is a share of reference"),
+        (("soup", "intervention.weights={}", "intervention.allow_any_sum=true"), "intervention.weights: dictionary should have at least 1"),
+        (("task_arithmetic", "intervention.scales={}"), "intervention.scales: dictionary should have at least 1"),
+        (("dare", "intervention.drop=0.5", "intervention.scales={}"), "intervention.scales: dictionary should have at least 1"),
+        (("ties", "intervention.keep=0.2", "intervention.models=[tuned,tuned]"), "got tuned, tuned: name every checkpoint once"),
+    ],
+)
+def test_a_merge_that_makes_no_sense_is_refused(words: tuple[str, ...], expected: str) -> None:
+    merge, *settings = words
+    said = refused(f"intervention={merge}", *settings)
+    assert said.startswith(("intervention.", "intervention="))
+    assert expected in said
+
+
+def test_weights_by_name_may_go_beyond_the_checkpoints() -> None:
+    soup = change_of("intervention=soup", "intervention.weights={tuned:1.5,reference:-0.5}")
+    assert [(part.name, part.weight) for part in soup.members] == [("tuned", 1.5), ("reference", -0.5)]
 
 
 def test_other_merges_are_configured_by_their_files() -> None:

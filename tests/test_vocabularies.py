@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from command_line import here
 from compositions import points
-from cpt_lab import model_card, preflight, report
+from cpt_lab import launch, model_card, preflight, report
 from cpt_lab.build import Workshop, ensure
 from cpt_lab.execution import Execution
 from cpt_lab.specs import HubCheckpoint, Patched
@@ -146,6 +146,19 @@ def test_a_plan_warns_once_of_all_its_points(tmp_path: Path, folders: tuple[str,
     assert " ".join(answer.out.split()).count("warning: the tokenizers of tuned and base differ") == 1
     same = here("plan", *folders, "base.path=" + str(tmp_path / "tuned"), *words, f"results={tmp_path / 'results'}")
     assert "warning" not in same.out
+
+
+def test_a_run_warns_before_it_launches_anything(tmp_path: Path, folders: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_launch(*_: Any, **__: Any) -> None:
+        raise ValueError("it would launch now")
+
+    monkeypatch.setattr(launch, "prepare", no_launch)
+    answer = here("run", *folders, *SOUP, f"results={tmp_path / 'results'}", "tracking=off")
+    first, last = answer.err.splitlines()
+    assert first.startswith("warning: the tokenizers of tuned and base differ")
+    assert last == "error: it would launch now"
+    alike = here("run", *folders, "base.path=" + str(tmp_path / "tuned"), *SOUP, f"results={tmp_path / 'results'}", "tracking=off")
+    assert alike.err.splitlines() == [last]
 
 
 def test_the_warning_is_recorded_with_the_result_and_stands_in_status_and_card(

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from cpt_lab.interventions import members as merging
-from cpt_lab.interventions.members import OfDeltas
+from cpt_lab.interventions.members import OfDeltas, Weights
 from cpt_lab.patch import Patch
 from cpt_lab.specs import Choices, ModelShape
 from cpt_lab.tensor_edits import EVERYTHING
@@ -20,7 +20,7 @@ class DareSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
     drop: float = Field(ge=0, lt=1)
     seed: int = Field(ge=0)
-    scales: dict[str, float] | None
+    scales: Weights | None
 
 
 class Dare(OfDeltas):

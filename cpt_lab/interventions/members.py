@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from cpt_lab.specs import Checkpoint, Choices, Intervention, Spec, digest
 from cpt_lab.tensor_edits import SELF
+
+Weights = Annotated[dict[str, float], Field(min_length=1)]  # by the names of checkpoints
 
 
 class Member(Spec):

@@ -31,12 +31,21 @@ class RewindSettings(BaseModel):
             raise ValueError(f"got {fraction!r}, allowed is a share of the heads between 0 and 1")
         return fraction
 
+    @field_validator("heads", mode="before")
+    @classmethod
+    def _are_pairs(cls, heads: Any) -> Any:
+        pairs = isinstance(heads, list | tuple) and all(isinstance(head, list | tuple) and len(head) == 2 for head in heads)
+        if heads is not None and not pairs:
+            raise ValueError(f"got {heads!r}, allowed is a list of pairs: [[LAYER,HEAD],...]")
+        return heads
+
     @model_validator(mode="after")
     def _says_which(self) -> RewindSettings:
+        how = "set intervention.fraction=0.5, or intervention.heads=[[LAYER,HEAD],...]"
         if self.heads is None and self.fraction is None:
-            raise ValueError(
-                "intervention=rewind must know which heads: set intervention.fraction=0.5, or intervention.heads=[[LAYER,HEAD],...]"
-            )
+            raise ValueError(f"intervention=rewind must know which heads: {how}")
+        if self.heads is not None and self.fraction is not None:
+            raise ValueError(f"intervention=rewind got both fraction and heads: {how}, and leave the other at null")
         return self
 
 

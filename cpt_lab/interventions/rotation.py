@@ -32,6 +32,7 @@ class Rotation(Intervention):
     """
 
     SETTINGS: ClassVar[type[BaseModel]] = RotationSettings
+    ANY_DTYPE = True
     NOT_IDENTITY = frozenset({"name"})
     name: str = Field(description="what the patch calls the source")
     source: Checkpoint

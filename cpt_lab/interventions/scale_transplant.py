@@ -55,6 +55,7 @@ class ScaleTransplant(Intervention):
     """
 
     SETTINGS = ScaleTransplantSettings
+    ANY_DTYPE = True
     kind: Literal["scale_transplant"] = "scale_transplant"
     base: Checkpoint
     roles: tuple[Role, ...] = Field(min_length=1)

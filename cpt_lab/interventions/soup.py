@@ -8,13 +8,12 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from cpt_lab.architecture import ROLES, Role, role_slices, roles
 from cpt_lab.interventions import members as merging
-from cpt_lab.interventions.members import Member
+from cpt_lab.interventions.members import Member, Weights
 from cpt_lab.names import unknown
 from cpt_lab.patch import Patch
 from cpt_lab.specs import Checkpoint, Choices, Intervention, ModelShape, Spec
 from cpt_lab.tensor_edits import EVERYTHING, Combine
 
-Weights = dict[str, float]
 CLOSE = 1e-9  # how far a sum of weights may be from 1: 0.1 + 0.2 + 0.7 is not 1 in floating point
 
 
@@ -37,16 +36,31 @@ class SoupSettings(BaseModel):
 
     @model_validator(mode="after")
     def _adds_up(self) -> SoupSettings:
-        places = {"weights": self.weights_of(self.weight if self.weights is None else self.weights)}
-        for role, share in (self.roles or {}).items():
-            places[f"roles.{role}"] = self.weights_of(share)
-        for place, weights in places.items():
-            total = sum(weights.values())
-            if not (self.allow_any_sum or abs(total - 1) <= CLOSE):
-                raise ValueError(
-                    f"intervention.{place} of {', '.join(weights)} add up to {total:g}, not to 1: correct them, or set allow_any_sum=true"
-                )
+        main = {"weight": self.weight} if self.weights is None else {"weights": self.weights}
+        for place, share in {**main, **{f"roles.{role}": share for role, share in (self.roles or {}).items()}}.items():
+            if isinstance(share, dict):
+                self._check_sum(place, share)
+            else:
+                self._check_share(place, share)
         return self
+
+    def _check_sum(self, place: str, weights: Weights) -> None:
+        total = sum(weights.values())
+        if not (self.allow_any_sum or abs(total - 1) <= CLOSE):
+            raise ValueError(
+                f"intervention.{place} of {', '.join(weights)} add up to {total:g}, not to 1: correct them, or set allow_any_sum=true"
+            )
+
+    def _check_share(self, place: str, share: float | None) -> None:
+        """ValueError unless it mixes two checkpoints; weights by name may go beyond them."""
+        assert share is not None  # the settings say so
+        if self.other == "tuned":
+            raise ValueError("intervention.with is tuned, which would be mixed with itself: choose another checkpoint")
+        if not 0 <= share <= 1:
+            raise ValueError(
+                f"intervention.{place} is {share:g}, allowed is a share of {self.other} between 0 and 1: to go beyond say what both weigh, "
+                f"{{tuned:{1 - share:g},{self.other}:{share:g}}}"
+            )
 
     def weights_of(self, share: float | Weights | None) -> Weights:
         """Weights by name: those given, or (1 - w) of tuned and w of the other."""

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, model_validator
 
 from cpt_lab.interventions import members as merging
-from cpt_lab.interventions.members import OfDeltas
+from cpt_lab.interventions.members import OfDeltas, Weights
 from cpt_lab.patch import Patch
 from cpt_lab.specs import Choices, ModelShape
 from cpt_lab.tensor_edits import EVERYTHING, Combine, arithmetic
@@ -18,7 +18,7 @@ class TaskArithmeticSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
     scale: float | None = None
-    scales: dict[str, float] | None
+    scales: Weights | None
 
     @model_validator(mode="before")
     @classmethod

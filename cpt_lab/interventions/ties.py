@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from cpt_lab.interventions import members as merging
 from cpt_lab.interventions.members import OfDeltas
@@ -21,6 +21,13 @@ class TiesSettings(BaseModel):
     models: tuple[str, ...] = Field(min_length=1)
     keep: float = Field(gt=0, le=1)
     scale: float
+
+    @field_validator("models")
+    @classmethod
+    def _each_once(cls, models: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(models)) < len(models):
+            raise ValueError(f"got {', '.join(models)}: name every checkpoint once")
+        return models
 
 
 class Ties(OfDeltas):

@@ -23,6 +23,7 @@ class Transplant(Intervention):
     """U S_source V^T head by head for q, k, v, o and per matrix for the MLP; the vectors U, V and all the rest stay those of tuned."""
 
     SETTINGS = TransplantSettings
+    ANY_DTYPE = True
     NOT_IDENTITY = frozenset({"name"})
     kind: Literal["transplant"] = "transplant"
     name: str = Field(description="what the patch calls the source")

@@ -28,6 +28,7 @@ class Intervention(Spec):
     """One change of weights as data; each kind is a class in `cpt_lab/interventions`."""
 
     SETTINGS: ClassVar[type[BaseModel]]  # what conf/intervention/<kind>.yaml may say, beside its name
+    ANY_DTYPE: ClassVar[bool] = False  # whether sources may be stored in another dtype than the checkpoint that is changed
     kind: str
 
     @classmethod
