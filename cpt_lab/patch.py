@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from cpt_lab.architecture import Slice
 from cpt_lab.edits import ROOM, Copy, Memo, Sources, is_whole, narrow, view
 from cpt_lab.layers import LayerDrop, LiveLayers, Remaining
-from cpt_lab.spectral_edits import MOST_KEPT, RotateVectors, SingularValues, TruncateDelta
+from cpt_lab.spectral_edits import RotateVectors, SingularValues, TruncateDelta, room_to_keep
 from cpt_lab.tensor_edits import EVERYTHING, Combine, Dare, Ties
 from cpt_lab.weights import open_weights
 
@@ -78,7 +78,8 @@ class LiveModel:
         self._applied: dict[str, _Groups] = {}  # by parameter
         self._touched: set[Slice] = set()  # what may differ from the model's own
         self._fitting: set[tuple[str, str, int]] = set()  # source, parameter, axis of copies that need no look at the model's own values
-        self._memo: Memo = {}
+        self._room = room_to_keep()
+        self._memo: Memo = {ROOM: self._room}
         unknown = sorted(set(self._parameters) - set(self._weights))
         if unknown:
             raise ValueError(f"the model has a parameter {unknown[0]} that its checkpoint has not: give the folder it was loaded from")
@@ -91,8 +92,8 @@ class LiveModel:
         if self._sources.name(sources):
             self.reset()
             self._fitting.clear()
-            if self._memo.get(ROOM, MOST_KEPT) < MOST_KEPT // 2:
-                self._memo = {}  # the other checkpoints need the room
+            if self._memo[ROOM] < self._room // 2:
+                self._memo = {ROOM: self._room}  # the other checkpoints need the room
 
     def set(self, patch: Patch) -> None:
         """Make the model the patched one, writing only what differs from the patch now applied. A patch that fails leaves no trace."""

@@ -30,6 +30,13 @@ _Value = TypeVar("_Value")
 _Large = TypeVar("_Large", "ShortSide", "Truncations")
 
 
+def room_to_keep() -> int:
+    """How many bytes of factorisations a model that lives beside them may keep: half of what is free now, and no more than `MOST_KEPT`."""
+    import psutil
+
+    return int(min(MOST_KEPT, psutil.virtual_memory().available // 2))
+
+
 class TruncateDelta(SliceEdit):
     """The matrix takes the source's values plus the best approximation of rank floor(percent x r / 100) to what differs from them.
 

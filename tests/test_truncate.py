@@ -2,9 +2,11 @@ from __future__ import annotations
 
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from hypothesis import given, settings
@@ -19,6 +21,7 @@ from cpt_lab.interventions.rewind import Rewind
 from cpt_lab.interventions.truncate import Truncate
 from cpt_lab.patch import LiveModel, Patch, apply
 from cpt_lab.specs import Evaluation, Heads, ModelShape, Patched
+from cpt_lab.spectral_edits import MOST_KEPT, room_to_keep
 from factory import each_family, folder_spec, tiny_model, tiny_shape, tiny_shapes
 from spectral_cases import (
     BY_HAND,
@@ -234,3 +237,9 @@ def test_the_configuration_means_all_roles_or_those_it_names() -> None:
 def test_wrong_settings_are_told_in_one_sentence(words: tuple[str, ...], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         configured(*words)
+
+
+def test_what_is_kept_between_points_leaves_half_of_the_free_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    for available, room in ((9 << 30, 9 << 29), (200 << 30, MOST_KEPT)):
+        monkeypatch.setattr(psutil, "virtual_memory", lambda available=available: SimpleNamespace(available=available))
+        assert room_to_keep() == room
