@@ -12,6 +12,7 @@ from cpt_lab.store import Workspace
 if TYPE_CHECKING:
     import numpy as np
 
+    Grid = np.ndarray[tuple[int, int], np.dtype[np.float64]]
     Vector = np.ndarray[tuple[int], np.dtype[np.float64]]
 
 DRAWS = 2000
@@ -47,16 +48,17 @@ def build_correlation(spec: Correlation, one: Path, other: Path, work: Workspace
 def correlate(one: Vector, other: Vector) -> dict[str, float | list[float] | None]:
     """`spearman`, its bootstrap `interval` and the `p_value` of a permutation test, from explicit generators."""
     import numpy as np
+    from scipy.stats import rankdata
 
     found = spearman(one, other)
     if found is None:
         return {"spearman": None, "interval": None, "p_value": None}
     generator = np.random.default_rng(SEED)
     picks = generator.integers(0, len(one), size=(DRAWS, len(one)))
-    drawn = [value for pick in picks if (value := spearman(one[pick], other[pick])) is not None]
-    shuffled = np.array([spearman(one, generator.permutation(other)) for _ in range(DRAWS)])
+    drawn = _correlations(rankdata(one[picks], axis=1), rankdata(other[picks], axis=1))
+    shuffled = _correlations(rankdata(one)[None], generator.permuted(np.tile(rankdata(other), (DRAWS, 1)), axis=1))
     beyond = int((np.abs(shuffled) >= abs(found) - 1e-12).sum())
-    low, high = np.quantile(drawn, [0.025, 0.975])
+    low, high = np.nanquantile(drawn, [0.025, 0.975])
     return {"spearman": found, "interval": [float(low), float(high)], "p_value": (beyond + 1) / (DRAWS + 1)}
 
 
@@ -69,3 +71,13 @@ def spearman(one: Vector, other: Vector) -> float | None:
     if np.ptp(left) == 0 or np.ptp(right) == 0:
         return None
     return float(np.corrcoef(left, right)[0, 1])
+
+
+def _correlations(one: Grid, other: Grid) -> Vector:
+    """The correlation of every row with its counterpart; nan where one of them is constant."""
+    import numpy as np
+
+    left, right = (side - side.mean(axis=1, keepdims=True) for side in (one, other))
+    spread = np.sqrt(np.square(left).sum(axis=1) * np.square(right).sum(axis=1))
+    found: Vector = (left * right).sum(axis=1) / np.where(spread > 0, spread, np.nan)
+    return found
