@@ -93,9 +93,11 @@ def measure(way: str, shape: ModelShape, tuned: Path, base: Path) -> Cost:
     """Write, and say what it took."""
     torch.set_num_threads(THREADS)
     out = tuned.with_name("out")
-    write = PLAIN.get(way, lambda tuned, base, out: _patched(WAYS[way](shape), tuned, base, out))
     started, worked = time.perf_counter(), time.process_time()
-    write(tuned, base, out)
+    if way in PLAIN:
+        PLAIN[way](tuned, base, out)
+    else:
+        _patched(WAYS[way](shape), tuned, base, out)
     taken = Cost(time.perf_counter() - started, time.process_time() - worked, _peak())
     shutil.rmtree(out)
     return taken
