@@ -37,7 +37,6 @@ def pair_row(tuned: Array, base: Array, eps: float) -> Row:
         found[f"agreement_{side}_max"] = sum(max(row) for row in agreement) / count
         found[f"agreement_{side}_diagonal"] = sum(agreement[i, i] for i in range(count)) / count
         found[f"agreement_{side}_noise"] = min(1.0, math.sqrt(2 * math.log(count) / size))
-        found[f"rotation_similarity_{side}"] = found[f"agreement_{side}_diagonal"]
     together = overlaps["residual"].T @ overlaps["head"]
     found["rotation_nf"] = math.sqrt(((together - np.eye(len(together))) ** 2).sum()) / len(together)
     kept = above_rounding(old, base.shape, eps, math.sqrt(float((base**2).mean())))

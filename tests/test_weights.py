@@ -150,6 +150,20 @@ def test_values_that_are_not_finite_are_counted_and_named() -> None:
     check_finite({"fine": weights["fine"]}, "tuned")
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+def test_one_value_that_is_not_finite_is_found_wherever_it_stands(value: float, dtype: torch.dtype) -> None:
+    for place in range(0, 1000, 37):
+        values = torch.linspace(-3, 3, 1000).to(dtype)
+        values[place] = value
+        with pytest.raises(ValueError, match="tuned has 1 values in broken"):
+            check_finite({"broken": values}, "tuned")
+
+
+def test_whole_numbers_and_no_numbers_are_finite() -> None:
+    check_finite({"mask": torch.tensor([True]), "positions": torch.arange(3), "empty": torch.empty(0)}, "tuned")
+
+
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_saved_checkpoint_loads_and_has_the_layout_of_its_model(tmp_path: Path, tied: bool, dtype: torch.dtype) -> None:

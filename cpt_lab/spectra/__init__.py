@@ -24,7 +24,7 @@ MEASURES: dict[str, tuple[str, ...]] = {
         *("agreement_head_max", "agreement_head_diagonal", "agreement_head_noise"),
     ),
     "svsm": ("svsm_mean", "svsm_std"),
-    "rotation": ("rotation_nf", "rotation_similarity_residual", "rotation_similarity_head"),
+    "rotation": ("rotation_nf",),
 }
 PAIR_FAMILIES = ("agreement", "svsm", "rotation")  # what they measure is how two checkpoints differ
 FAMILY_OF: dict[str, str] = {name: family for family, names in MEASURES.items() for name in names}

@@ -47,9 +47,5 @@ def deviation(overlaps: Overlaps) -> Tensor:
     return norm / there.sum(-1)
 
 
-MEASURES: dict[str, Callable[[Agreement], Tensor]] = {
-    "rotation_nf": lambda agreement: agreement.deviation,
-    # The mean diagonals of T eq. 5, sim_U = |U_base^T U_tuned| and sim_V: the same numbers as the diagonal agreements.
-    "rotation_similarity_residual": lambda agreement: agreement.residual_diagonal.nanmean(-1),
-    "rotation_similarity_head": lambda agreement: agreement.head_diagonal.nanmean(-1),
-}
+# The mean diagonals of T eq. 5, sim_U = |U_base^T U_tuned| and sim_V, are the diagonal agreements of `pairs.MEASURES`.
+MEASURES: dict[str, Callable[[Agreement], Tensor]] = {"rotation_nf": lambda agreement: agreement.deviation}
