@@ -99,6 +99,7 @@ def test_a_study_without_a_finished_point_has_nothing_to_show(tmp_path: Path) ->
         metric_names(table)
 
 
+@pytest.mark.slow
 def test_the_table_needs_neither_torch_nor_mlflow(finished: tuple[Store, Study]) -> None:
     store, study = finished
     code = f"""
@@ -256,6 +257,7 @@ def test_the_page_shows_the_same_numbers_as_the_print(results: pd.DataFrame) -> 
         assert trace.line.dash == ("dash" if "descending" in trace.name else "solid")
 
 
+@pytest.mark.slow
 def test_the_same_results_give_the_same_files_and_the_page_needs_no_network(results: pd.DataFrame, tmp_path: Path) -> None:
     first, second = (FIGURES["rewind_curve"](results, tmp_path / name, title="Why?") for name in ("a", "b"))
     assert [path.name for path in first] == ["rewind_curve.png", "rewind_curve.pdf", "rewind_curve.html"]

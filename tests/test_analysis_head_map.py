@@ -36,6 +36,7 @@ def finished(root: Path, *rankings: Ranking) -> tuple[Store, Study]:
     return store, Study(name="maps", question="Where are they?", points=points)
 
 
+@pytest.mark.slow
 def test_both_directions_of_a_criterion_share_one_map_as_picture_and_page(tmp_path: Path) -> None:
     store, study = finished(tmp_path / "store", order(), order("descending"), order(seed=1), order(unit="layer"))
     files = FIGURES["head_map"](results.frame(store, study), tmp_path, title="Where are they?")

@@ -77,6 +77,7 @@ def test_the_composed_configuration_can_be_printed() -> None:
     assert "criterion:\n  name: random\n  seed: 0\n" in answer.out
 
 
+@pytest.mark.slow
 def test_the_status_of_an_experiment_that_never_ran_is_that_of_planned_points(tmp_path: Path) -> None:
     answer = here("status", "+experiment=quickstart", f"results={tmp_path}")
     assert answer.code == 0, answer.err

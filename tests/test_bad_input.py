@@ -116,6 +116,7 @@ def test_a_fraction_that_is_no_share_is_refused(fraction: str) -> None:
     assert said.endswith("allowed is a share of the heads between 0 and 1")
 
 
+@pytest.mark.slow
 def test_one_bad_fraction_among_good_ones_refuses_the_whole_sweep(tmp_path: Path) -> None:
     assert "got 5" in refusal(tmp_path, *REWIND, "intervention.fraction=0,0.5,5", verb="run")
 
@@ -235,6 +236,7 @@ def test_a_mixture_beyond_a_builtin_corpus_is_refused_before_the_training_starts
 # --------------------------------------------------------------------------------------------------------- checkpoints
 
 
+@pytest.mark.slow
 def test_models_of_two_sizes_are_refused_with_the_first_size_that_differs(tmp_path: Path, checkpoint: Path) -> None:
     base = tiny_checkpoint(tmp_path / "base", num_layers=3)
     for target in (("target=spectra",), ("target=rank",), (*REWIND, "intervention.fraction=0.5")):
@@ -310,6 +312,7 @@ def test_a_folder_with_a_pickle_only_is_refused_with_how_to_convert_it(tmp_path:
     assert "save_pretrained" in said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("content", [None, "{", "[]"])
 def test_a_folder_without_a_whole_configuration_is_refused(tmp_path: Path, checkpoint: Path, content: str | None) -> None:
     if content is None:
@@ -368,6 +371,7 @@ def test_a_nearly_full_disk_is_refused_with_what_is_needed(tmp_path: Path, check
     assert "results=FOLDER" in said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("writes", ["write_bytes", "write_text"])
 def test_a_full_disk_is_one_sentence_wherever_it_is_met(
     tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch, writes: str

@@ -74,6 +74,7 @@ def test_a_label_has_all_members() -> None:
     assert key(patched(point)).startswith("truncate-50-rewind-random-descending-seed0-0.5-")
 
 
+@pytest.mark.slow
 def test_members_share_the_criterion_of_the_study_unless_they_have_their_own() -> None:
     prune = ("+intervention@then.prune=prune_layers", "then.prune.count=1", "+criterion@then.prune.criterion=pl_alpha")
     rewind = ("intervention=rewind", "intervention.fraction=0.5", "criterion=delta_norm")
@@ -125,17 +126,20 @@ def test_settings_that_two_members_have_keep_their_places_as_names() -> None:
     assert list(made[0].varies) == ["intervention.fraction", "then.rewind.fraction"]
 
 
+@pytest.mark.slow
 def test_criteria_of_a_member_are_swept() -> None:
     made = points(*TRUNCATE, *REWIND, "+criterion@then.rewind.criterion=random,delta_norm")
     assert [next(rankings_of(point.spec)).criterion for point in made] == ["random", "delta_norm"]
     assert [point.name for point in made] == ["random", "delta_norm"]
 
 
+@pytest.mark.slow
 def test_a_member_itself_is_swept_and_none_is_no_member() -> None:
     made = points("intervention=rewind", "criterion=random", "intervention.fraction=0.5", "+intervention@then.last=none,rotate_ablate")
     assert [len(patched(point).interventions) for point in made] == [1, 2]
 
 
+@pytest.mark.slow
 def test_a_file_may_hold_a_chain_and_the_command_line_wins_over_what_it_sweeps(tmp_path: Path) -> None:
     folder = tmp_path / "experiment"
     folder.mkdir()

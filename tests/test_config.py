@@ -60,6 +60,7 @@ NOT_SCIENCE = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "experiment", [name if name in FEW_POINTS else pytest.param(name, marks=pytest.mark.slow) for name in ONE_OF_EACH_SORT]
 )
@@ -224,6 +225,7 @@ def test_a_table_of_spectra_is_of_the_checkpoints_and_settings_that_are_named() 
     assert other.checkpoint != first.checkpoint
 
 
+@pytest.mark.slow
 def test_an_integer_and_a_whole_float_are_one_key() -> None:
     study = ("intervention=rewind", "criterion=random")
     (one,), (other,) = points(*study, "intervention.fraction=1"), points(*study, "intervention.fraction=1.0")
@@ -247,6 +249,7 @@ def test_fractions_that_differ_late_are_two_points() -> None:
     assert len(made) == 2
 
 
+@pytest.mark.slow
 def test_an_override_on_the_command_line_replaces_what_the_experiment_sweeps() -> None:
     one = points("+experiment=quickstart", "intervention.fraction=0.5")
     assert {selection(point.spec).fraction for point in one} == {0.5}
@@ -284,6 +287,7 @@ def test_only_plain_settings_of_interventions_and_criteria_become_sweeps(word: s
     assert in_each_point([word]) == [word]
 
 
+@pytest.mark.slow
 def test_a_results_folder_may_be_meant_from_home(tmp_path: Path) -> None:
     answer = here("plan", "+experiment=transplant_1b", HOME=str(tmp_path), CPT_LAB_RESULTS="~/runs")
     assert answer.out.endswith(f"results: {tmp_path / 'runs'}\n")

@@ -271,6 +271,7 @@ def test_perplexity_is_of_any_split_of_any_corpus(tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------------------------------ data check
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(olmes.folder() is None, reason="needs the extra [olmes]: make test installs it")
 def test_data_check_says_where_every_task_of_the_paper_comes_from(tmp_path: Path) -> None:
     answer = here("data", "check", "protocol=language", f"results={tmp_path}")

@@ -98,6 +98,23 @@ SIBLINGS = {
 }
 
 
+FAST = {
+    "quickstart",
+    "rewind_1b",
+    "truncate_1b",
+    "soup_math_inst_1b",
+    "rotate_qwen25_math_1_5b",
+    "prune_gpt2_small",
+    "spectra_1b",
+    "fingerprint",
+}
+
+
+def first(experiments: Iterable[str]) -> list[Any]:
+    """Parameters of a test of every experiment: one of each kind is fast."""
+    return [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in experiments]
+
+
 def each(experiments: Iterable[str], prefix: str = "") -> list[Any]:
     """Parameters of a test: experiments by their names, or by what stands behind a prefix; siblings are slow."""
     return [pytest.param(name, marks=pytest.mark.slow) if prefix + name in SIBLINGS else name for name in experiments]
@@ -168,6 +185,7 @@ def test_a_tokenizer_is_that_of_its_own_model_wherever_the_file_is_put(model: st
     assert parsed.tuned.model.tokenizer["id"] == parsed.tuned.model.hub.id == POST_TRAINED[model][0]
 
 
+@pytest.mark.slow
 def test_post_training_may_change_the_context_and_untie_the_embeddings_but_no_matrix(tmp_path: Any) -> None:
     base, tuned = shape_of("qwen25_math_1_5b"), shape_of("r1_distill_qwen_1_5b")
     changed = {name for name, value in identity(base).items() if identity(tuned)[name] != value}
@@ -185,7 +203,7 @@ def test_every_experiment_of_the_papers_is_there() -> None:
     assert set(EXPERIMENTS) >= EXPECTED
 
 
-@pytest.mark.parametrize("experiment", each(EXPERIMENTS))
+@pytest.mark.parametrize("experiment", first(EXPERIMENTS))
 def test_every_experiment_composes_into_valid_points_with_names_of_their_own(experiment: str) -> None:
     made = points(f"+experiment={experiment}")
     assert len({point.name for point in made}) == len(made) > 1
@@ -293,6 +311,7 @@ def test_pruning_compares_ways_to_choose_up_to_a_third_of_the_layers(model: str)
     assert ranking == "pl_alpha"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", BATCHES)
 def test_spectra_are_of_the_release_and_of_its_continual_pretraining_alone_and_against_it(size: str) -> None:
     release, *trained = [table(point) for point in points(f"+experiment=spectra_{size}")]

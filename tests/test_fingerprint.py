@@ -101,6 +101,7 @@ def test_a_model_from_another_seed_does_not_descend(models: dict[str, Path], tmp
     assert built(models["base"], models["other"], tmp_path, layers=layers)["answer"] == "does not descend"
 
 
+@pytest.mark.slow
 def test_unrelated_controls_change_neither_answer(models: dict[str, Path], tmp_path: Path) -> None:
     controls = (models["third"],)
     assert built(models["base"], models["tuned"], tmp_path / "tuned", controls=controls)["answer"] == "descends"
@@ -270,6 +271,7 @@ def test_weights_that_are_not_finite_are_named(models: dict[str, Path], tmp_path
         built(models["base"], broken, tmp_path)
 
 
+@pytest.mark.slow
 def test_the_target_asks_for_the_checkpoints_by_name(models: dict[str, Path]) -> None:
     folders = [f"{name}.from=folder" for name in ("base", "tuned")] + [f"{name}.path={models[name]}" for name in ("base", "tuned")]
     control = f"+others.third={{from: folder, path: {models['third']}}}"

@@ -44,6 +44,7 @@ def wait_for_both(told: Launch) -> None:
     wait_for(lambda: all((store.folder(spec) / "hanging").exists() for spec in (MATH, INST)), what="both builds")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_launch_that_is_told_to_end_has_its_workers_hand_back_what_they_build(told: Launch, number: int) -> None:
     toys.write_script(told.results, {key(MATH): "hang", key(INST): "hang"})

@@ -34,6 +34,7 @@ def test_a_folder_must_be_given(tmp_path: Path) -> None:
     assert "out=FOLDER" in here("materialize", *ONE, f"results={tmp_path}").refusal
 
 
+@pytest.mark.slow
 def test_a_sweep_is_refused_with_the_names_of_its_points_and_a_way_to_choose_one(tmp_path: Path) -> None:
     said = here("materialize", "+experiment=quickstart", f"results={tmp_path / 'results'}", f"out={tmp_path / 'out'}").refusal
     assert "of one point and these are 49: " in said

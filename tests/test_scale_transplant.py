@@ -171,6 +171,7 @@ def test_wrong_alphas_are_told_in_one_sentence(given: dict[str, Any], message: s
         chosen(**given)
 
 
+@pytest.mark.slow
 def test_the_configuration_takes_a_word_or_a_number_per_role() -> None:
     changes = []
     for words in (("intervention.alpha=measured",), ("intervention.roles=[q,o]", "intervention.alpha={q: 0.9, o: 1.4}")):

@@ -133,6 +133,7 @@ def test_every_column_of_weights_equals_plain_loops_under_every_option(tmp_path:
     assert_rows(rows_of(table), expected)
 
 
+@pytest.mark.slow
 def test_likelihood_ratios_of_whole_matrices_equal_numerical_optimisation(tmp_path: Path) -> None:
     checkpoint = saved(OLMO2, tmp_path / "tuned")
     spec = Spectra(checkpoint=checkpoint, measures=chosen("tails", pair=False), blocks="matrices", roles=("q", "up"), samples=3)
@@ -240,6 +241,7 @@ def new_in(results: Path, before: dict[Path, int]) -> list[str]:
     return sorted(folder.parent.name for folder in after.keys() - before.keys())
 
 
+@pytest.mark.slow
 def test_another_measure_of_a_family_makes_a_table_alone_and_one_of_another_family_its_columns(tmp_path: Path) -> None:
     tuned, base = pair(OLMO2, tmp_path)
     spec, results = Spectra(checkpoint=tuned, against=base, measures=("stable_rank",)), tmp_path / "results"
@@ -299,6 +301,7 @@ def test_an_interrupted_table_goes_on_where_it_was(tmp_path: Path, monkeypatch: 
     pd.testing.assert_frame_equal(table, built(spec, tmp_path / "others"))
 
 
+@pytest.mark.slow
 def test_columns_go_on_with_the_layers_that_they_had(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from cpt_lab.spectra import columns
 
@@ -358,6 +361,7 @@ def stored(results: Path) -> dict[str, bytes]:
     return {str(path.relative_to(results)): path.read_bytes() for path in results.glob("spectra*/*/product/*")}
 
 
+@pytest.mark.slow
 def test_two_workers_make_what_one_makes_bit_for_bit(tmp_path: Path) -> None:
     tuned, base = pair(GQA, tmp_path)
     measures = ("stable_rank", "pl_alpha", "pl_p_value", "mp_edge", "agreement_head_max", "svsm_mean", "rotation_nf")  # one of each family

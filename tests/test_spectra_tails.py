@@ -65,6 +65,7 @@ def test_likelihood_ratios_equal_those_of_the_powerlaw_package(values: torch.Ten
         assert float(found.p) == pytest.approx(p, abs=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", [Gaussian(), CutOff()])
 @pytest.mark.parametrize("values", SAMPLES[:4])
 def test_the_most_likely_member_of_a_family_equals_that_of_scipy(family: tilted.Tilted, values: torch.Tensor) -> None:

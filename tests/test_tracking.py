@@ -84,6 +84,7 @@ def test_tracking_that_is_off_leaves_no_trace(tmp_path: Path) -> None:
     assert sorted(tmp_path.rglob("*")) == before
 
 
+@pytest.mark.slow
 def test_a_server_that_is_away_is_one_sentence_with_the_way_back_and_needs_no_mlflow(tmp_path: Path) -> None:
     code = f"""
 import made_up_study as made

@@ -126,6 +126,7 @@ def random_module(recipe: Recipe = RECIPE, *, start: Path | None = None) -> Any:
     return engine.build_train_module(SHAPE, recipe, start=start, device="cpu", how=ON_CPU)
 
 
+@pytest.mark.slow
 def test_the_saved_folder_gives_the_logits_of_the_trained_model(tmp_path: Path, tokenizer_folder: Path) -> None:
     from transformers import AutoModelForCausalLM
 
@@ -154,6 +155,7 @@ def test_the_folder_holds_the_tokenizer(base: Path, tokenizer_folder: Path) -> N
     assert AutoTokenizer.from_pretrained(base).encode(text) == AutoTokenizer.from_pretrained(tokenizer_folder).encode(text)
 
 
+@pytest.mark.slow
 def test_a_second_run_in_the_same_process_gives_the_same_bits(base: Path, tmp_path: Path, trained: Trainer) -> None:
     assert same_bits(base, trained(tmp_path))
 
@@ -242,6 +244,7 @@ def test_a_run_that_dies_without_a_word_goes_on_from_its_last_state(base: Path, 
     assert [line["step"] for line in metrics(work.product)] == list(range(1, STEPS + 1))
 
 
+@pytest.mark.slow
 def test_a_run_draws_nothing_on_the_terminal(tmp_path: Path, trained: Trainer, capfd: pytest.CaptureFixture[str]) -> None:
     trained(tmp_path)
     assert capfd.readouterr() == ("", "")
@@ -255,11 +258,13 @@ def test_the_tiny_mixtures_are_whole_batches(name: str) -> None:
     assert sum(part["tokens"] for part in parts) % recipe.batch_tokens == 0
 
 
+@pytest.mark.slow
 def test_micro_batches_change_speed_and_not_what_is_learnt(base: Path, tmp_path: Path, trained: Trainer) -> None:
     folder = trained(tmp_path, how=ON_CPU.model_copy(update={"micro_batch_sequences": 2}))
     assert [line["loss"] for line in metrics(folder)] == pytest.approx([line["loss"] for line in metrics(base)], rel=1e-3)
 
 
+@pytest.mark.slow
 def test_bf16_follows_fp32_closely_and_saves_float32(base: Path, tmp_path: Path, trained: Trainer) -> None:
     folder = trained(tmp_path, SPEC.but(recipe=RECIPE.but(precision="bf16")))
     assert metrics(folder)[-1]["loss"] == pytest.approx(metrics(base)[-1]["loss"], rel=0.05)

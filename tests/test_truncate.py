@@ -216,6 +216,7 @@ def configured(*words: str) -> Truncate:
     return change
 
 
+@pytest.mark.slow
 def test_the_configuration_means_all_roles_or_those_it_names() -> None:
     change = configured("intervention.percent=30")
     assert (change.percent, change.roles) == (30, ("q", "k", "v", "o", "gate", "up", "down"))

@@ -99,12 +99,14 @@ def test_a_worker_keeps_to_the_order_of_its_pack_and_then_helps_from_the_end_of_
     assert built == [key(specs[index]) for index in order]  # those of seed 0 together, then those of seed 1
 
 
+@pytest.mark.slow
 def test_patched_checkpoints_can_be_the_points(root: Path) -> None:
     launch = toys.told(root, [rewound(RANDOM), rewound_heads((0, 0)), rewound_heads((0, 1))])
     assert run(launch, 2) == [0, 0]
     assert len(list((root / "materialized").glob("*/DONE"))) == 3
 
 
+@pytest.mark.slow
 def test_a_launch_of_what_is_done_by_now_builds_nothing(root: Path) -> None:
     first, second = toys.told(root, [TOKENS]), toys.told(root, [TOKENS])
     assert run(first) == [0]
@@ -139,6 +141,7 @@ def test_a_failing_step_blocks_what_needs_it_with_the_reason_and_touches_nothing
     )
 
 
+@pytest.mark.slow
 def test_a_failed_step_is_tried_again_by_the_next_launch_and_not_by_this_one(root: Path) -> None:
     toys.write_script(root, {key(TEXT): "fail"})
     launch = toys.told(root, [TOKENS])
@@ -168,6 +171,7 @@ def test_what_another_launch_says_of_a_step_does_not_keep_this_one_waiting(root:
     assert launch.store().status(DELTA_NORM).message == f"{key(SPECTRA)} failed: told to fail"
 
 
+@pytest.mark.slow
 def test_a_step_that_kills_its_worker_each_time_fails_after_the_allowed_attempts_and_the_others_are_done(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
