@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from analysis import plain_spectra
-from cpt_lab import plan
+from cpt_lab import rates
 from cpt_lab.architecture import matrix
 from cpt_lab.execution import Execution
 from cpt_lab.specs import FolderCheckpoint, ModelShape, SpectralPart
@@ -159,7 +159,7 @@ def _grown() -> Iterator[tuple[str, ModelShape]]:
 def flops(shape: ModelShape) -> float:
     """What `plan` counts for the values of all heads and MLP matrices."""
     parts = (SpectralPart(checkpoint=checkpoint(shape), layer=0, scope=scope, of="values") for scope in SCOPES)
-    return shape.num_layers * sum(map(plan.spectral_flops, parts))
+    return shape.num_layers * sum(map(rates.spectral_flops, parts))
 
 
 def memory() -> None:

@@ -16,36 +16,52 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from cpt_lab import config, export, launch, local, plan, points, preflight, report, specs, study
+from cpt_lab import config, costs, export, launch, local, plan, points, preflight, rates, report, roster, specs, study
+from cpt_lab.commands import cancel, gc, logs, relaunch, track, wait, words
+from cpt_lab.commands.words import Words
 from cpt_lab.config import Settings
 from cpt_lab.names import unknown
 from cpt_lab.store import Store
 from cpt_lab.study import Point, Study
 
 BAD_INPUT, SOME_FAILED = 2, 1
+MOST_PACKS = 1000  # of a stage, where neither the user nor the site says how many run side by side
 NO_PLACE = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM))  # of writing: the user's to mend
 HELP = """\
 python -m cpt_lab [VERB] [+experiment=NAME] [KEY=VALUE ...]     (cpt-lab is the same)
 
   run          (no verb) compose the points, build what is missing, draw the figures
   plan         what would be done, why, in which packs; needs no GPU, no network, no torch
-  status       points by state, with the reasons of failures:  status STUDY, or status +experiment=NAME
+  status       points by state, pace, time left, failures, jobs:  status STUDY [--watch], or status +experiment=NAME
+  logs         what the build of a point wrote: logs [STUDY] POINT [--follow]; POINT is its name, words of it, or any key
+  wait         until nobody works on the study any more: wait STUDY; exit code 1 unless all its points are done
+  cancel       end the jobs and workers of a study: cancel STUDY
+  resume       launch the study again as its last launch was, for what is missing: resume STUDY
+  retry        the same for what failed or was lost with its worker: retry STUDY [--failed] [--lost]
+  gc           what nothing refers to any more: gc [--delete] [quota=GB]
   materialize  the weights of one point as a checkpoint folder of your own: materialize +experiment=NAME KEY=VALUE ... out=FOLDER
   compare      points side by side with paired standard errors: compare STUDY [WORD ...], points whose name has all the words,
                or compare STUDY "NAME" "NAME" ...
   data         data check protocol=NAME ...: where the items of every task come from, and what to do where they are missing
-  track        track sync [STUDY ...]: bring MLflow up to the store
+  track        track sync [STUDY ...]: bring MLflow up to the store; track reconcile [STUDY ...]: close runs that died, mend what differs;
+               track init [STUDY ...]: make database and experiment
 
   --config-dir DIR    keep experiments of your own in DIR/experiment
   --cfg job           print the composed configuration
 """
 COMPOSED_VERBS = ("run", "plan", "status", "compare", "materialize", "data")
-VERBS = (*COMPOSED_VERBS, "track")
-OPTIONS_WITH_VALUE = frozenset(
-    ("--config-dir", "-cd", "--config-name", "-cn", "--config-path", "-cp", "--cfg", "-c", "--package", "-p", "--experimental-rerun")
-)
 OTHER_MODES = frozenset(("--cfg", "-c", "--info", "-i", "--shell-completion", "-sc", "--run", "-r"))  # these of Hydra's do not sweep
 OF_A_CHOICE = ("intervention.", "then.", "criterion.", "other_criterion.")  # settings of groups whose files have different ones
+FLAGS: dict[str, tuple[str, ...]] = {  # of the verbs that read the store and compose nothing
+    "logs": logs.FLAGS,
+    "wait": (),
+    "cancel": (),
+    "resume": (),
+    "retry": relaunch.FLAGS,
+    "gc": gc.FLAGS,
+    "track": (),
+}
+VERBS = (*COMPOSED_VERBS, *FLAGS)
 
 
 def _conf() -> str:
@@ -89,17 +105,19 @@ def _dispatch(given: list[str]) -> int:
     verb = given[0] if "=" not in given[0] and not given[0].startswith(("-", "+", "~")) else "run"
     if verb not in VERBS:
         raise KeyError(unknown("verb", verb, VERBS))
-    names, overrides, options = _sorted(given[1:] if given[0] == verb else given)
-    if verb == "track":
-        return _track(names, _results(overrides))
+    if verb in FLAGS:
+        return _on_store(verb, words.parse(verb, given[1:], FLAGS[verb]))
+    names, overrides, options = words.divided(given[1:] if given[0] == verb else given)
     if verb == "data":
         if names != ["check"]:
             raise ValueError(f"data {' '.join(names)}: the one thing to do is `data check protocol=NAME`")
         names = []
-    if verb in ("status", "compare") and names:
-        store = Store(_results(overrides))
-        words = [word for word in given if word not in (verb, names[0]) and not word.startswith(("results=", "-"))]  # fraction=0.5 is one
-        return _show(verb, store, study.load(store, names[0]), words=words)
+    if verb == "status" and names:
+        return _status(words.parse(verb, given[1:], wait.FLAGS))
+    if verb == "compare" and names:
+        store = Store(words.results(overrides))
+        chosen = [word for word in given if word not in (verb, names[0]) and not word.startswith(("results=", "-"))]  # fraction=0.5 is one
+        return _show(verb, store, study.load(store, names[0]), words=chosen)
     if names:
         raise ValueError(f"{names[0]!r} is neither KEY=VALUE nor a verb; verbs come first: {', '.join(VERBS)}")
     if OTHER_MODES.isdisjoint(option.partition("=")[0] for option in options):
@@ -128,24 +146,30 @@ def _as_sweep(parser: OverridesParser, word: str) -> str:
     return sweep if isinstance(swept, ChoiceSweep) and swept.list == [given] else word
 
 
-def _sorted(words: list[str]) -> tuple[list[str], list[str], list[str]]:
-    """Bare names, overrides, and Hydra's options with their values: its parser wants the overrides in one piece."""
-    names: list[str] = []
-    overrides: list[str] = []
-    options: list[str] = []
-    following = False
-    for word in words:
-        if following or word.startswith("-"):
-            options.append(word)
-            following = word in OPTIONS_WITH_VALUE
-        else:
-            (overrides if "=" in word or word.startswith("~") else names).append(word)
-    return names, overrides, options
+def _on_store(verb: str, given: Words) -> int:
+    """What reads the store and composes nothing."""
+    commands = {"logs": logs.run, "wait": wait.run, "cancel": cancel.run, "gc": gc.run, "track": track.run}
+    return commands[verb](given) if verb in commands else _relaunch(verb, given)
 
 
-def _results(overrides: list[str]) -> Path:
-    given = [word.removeprefix("results=").strip("'\"") for word in overrides if word.startswith("results=")]
-    return Path(given[-1] if given else os.environ.get("CPT_LAB_RESULTS", "results")).expanduser().absolute()
+def _status(given: Words) -> int:
+    name = given.one("status")
+    if given.flags:
+        return wait.watch(given.store, name)
+    report.show_status(given.store, roster.read(given.store, name))
+    return 0
+
+
+def _relaunch(verb: str, given: Words) -> int:
+    """The study's last launch once more: for all that is missing, or for what failed or was lost."""
+    asked, chosen, where = relaunch.last(given.store, given.one(verb))
+    if verb == "resume":
+        return _run(asked, chosen, where)
+    again = relaunch.among(given, given.store, asked)
+    if not again:
+        print(f"study {asked.name}: nothing to try again; `python -m cpt_lab resume {asked.name}` goes on with what is missing")
+        return 0
+    return _run(asked, chosen, where, among=again)
 
 
 # ---------------------------------------------------------------------------------------------------- what a launch does
@@ -193,31 +217,38 @@ def _plan(asked: Study, chosen: Settings, where: str) -> int:
         store,
         missing=preflight.missing_here(todo, where),
         warnings=preflight.warnings(todo, store),
-        workers=_workers(chosen, where),
+        workers=min(_workers(chosen, where), chosen.site.max_parallel or MOST_PACKS),
     )
     return 0
 
 
-def _run(asked: Study, chosen: Settings, where: str) -> int:
-    store = Store(chosen.results)
+def _run(asked: Study, chosen: Settings, where: str, *, among: Sequence[Point] | None = None) -> int:
+    """Build what is missing of the study, or of some of its points; then the figures."""
+    store, wanted = Store(chosen.results), asked.points if among is None else among
     store.check_writable()
-    first = _planned(store, asked.points, chosen, where)
+    first = _planned(store, wanted, chosen, where)
     preflight.check_consent(first, allowed=chosen.execution.allow_code_execution, where=where)
     preflight.check(first, store, where=where)
     for warning in preflight.warnings(first, store):
         print(f"warning: {warning}", file=sys.stderr)
     study.save(store, asked)
-    todo = _planned(store, asked.points, chosen, where)
+    roster.write(store, asked)
+    todo = _planned(store, wanted, chosen, where)
     report.show_summary(asked, todo)
     if not todo.steps:
         return _finish(store, asked)
+    costs.check_budget(todo, chosen.budget.gpu_hours)
     workers = min(_workers(chosen, where), todo.todo)
     how = config.execution(chosen, cores=local.cores() // workers if where == "local" else chosen.site.cpus_per_task)
     preflight.check_budgets(todo, store, how)
-    told = launch.prepare(todo, asked, store, where=where, how=how, max_attempts=chosen.max_attempts)
     if where == "slurm":
         from cpt_lab import remote
 
+        remote.check(todo, chosen.site)
+        how = how.model_copy(update={"gpus": remote.gpus_to_evaluate(todo, chosen.site)})
+    told = launch.prepare(todo, asked, store, where=where, how=how, max_attempts=chosen.max_attempts)
+    relaunch.keep(told.folder, chosen)
+    if where == "slurm":
         remote.submit(told, chosen.site)
         if not chosen.wait:
             return 0
@@ -251,11 +282,18 @@ def _materialize(asked: Study, chosen: Settings, where: str) -> int:
 
 def _planned(store: Store, wanted: Sequence[Point], chosen: Settings, where: str) -> plan.Plan:
     specs = [point.spec for point in wanted]
-    return plan.make(wanted, status=store.status, orders=study.orders(store, specs), workers=_workers(chosen, where))
+    return plan.make(
+        wanted,
+        status=store.status,
+        orders=study.orders(store, specs),
+        workers=_workers(chosen, where),
+        rates=rates.known(store, costs.device(chosen.site, where, wanted)),
+        pack_minutes=chosen.site.pack_minutes if where == "slurm" and chosen.packs is None else None,
+    )
 
 
 def _workers(chosen: Settings, where: str) -> int:
-    return chosen.packs if where == "slurm" else chosen.workers or local.default_workers()
+    return chosen.packs or MOST_PACKS if where == "slurm" else chosen.workers or local.default_workers()
 
 
 def _finish(store: Store, asked: Study) -> int:
@@ -267,7 +305,7 @@ def _finish(store: Store, asked: Study) -> int:
 
 def _show(verb: str, store: Store, asked: Study, *, words: list[str]) -> int:
     if verb == "status":
-        report.show_status(store, asked)
+        report.show_status(store, roster.of(store, asked))
         return 0
     if verb == "compare":
         from analysis import compare
@@ -292,21 +330,6 @@ def _check_data(asked: Study) -> int:
         raise ValueError(f"no point of {asked.name} is scored by a protocol: choose target=evaluate")
     print("\n\n".join(map(data_check.text, found.values())))
     return 0 if all(looked.complete for looked in found.values()) else SOME_FAILED
-
-
-def _track(names: list[str], results: Path) -> int:
-    if names[:1] != ["sync"]:
-        raise ValueError(f"track {' '.join(names)}: the one thing to do is `track sync [STUDY ...]`")
-    from cpt_lab import tracking
-
-    store = Store(results)
-    for name in names[1:] or study.names(store):
-        asked = study.load(store, name)
-        tracking.initialise(asked.tracking)
-        done = tracking.sync(store, asked, asked.tracking)
-        tracking.log_figures(store, asked, asked.tracking, report.figure_files(store, asked))
-        print(f"{name}: {done.created} runs created, {done.updated} updated, {done.unchanged} unchanged, {done.pending} points to come")
-    return 0
 
 
 __all__ = ["act", "main", "run"]

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import gc
 import logging
+import sys
 import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cpt_lab import provenance, specs, study, vocabularies
+from cpt_lab import failures, provenance, rates, specs, study, vocabularies
 from cpt_lab.execution import Execution
 from cpt_lab.lease import Lease, LeaseLost
 from cpt_lab.specs import Spec, key, settled
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from cpt_lab.evaluation.warm import WarmEvaluator
 
 POLL_SECONDS = 0.2
+MOST_HALVINGS = 6  # of the batches, when memory runs out
 
 
 class Stopped(BaseException):
@@ -30,6 +33,14 @@ class Stopped(BaseException):
     def __init__(self, state: State) -> None:
         super().__init__(state.value)
         self.state = state
+
+
+class Unfit(RuntimeError):
+    """This process can build nothing more, though a new one may: the GPU's context is broken."""
+
+
+class NotWritable(ValueError):
+    """The store takes nothing more: its disk is full, read-only or away. No step is to blame."""
 
 
 @dataclass
@@ -47,6 +58,15 @@ class Workshop:
     def products(self, finished: Sequence[Spec]) -> dict[str, Path]:
         """The products of finished specs, by key."""
         return {key(spec): self.store.product(spec) for spec in finished}
+
+    def make_smaller(self) -> None:
+        """Let go of what is loaded, and build with half the batches from now on."""
+        self.evaluator = None
+        self.how = self.how.smaller()
+        gc.collect()
+        cuda = getattr(sys.modules.get("torch"), "cuda", None)
+        if cuda is not None:
+            cuda.empty_cache()
 
 
 def ensure(workshop: Workshop, spec: Spec) -> Path:
@@ -68,25 +88,36 @@ def ensure(workshop: Workshop, spec: Spec) -> Path:
 
 
 def build(workshop: Workshop, spec: Spec, lease: Lease) -> None:
-    """Build one spec whose needs are done, record how it ended, release the lease; errors go on to the caller."""
+    """Build one spec whose needs are done, record how it ended, release the lease; errors go on to the caller.
+
+    Unfit and NotWritable say that this process need not try another.
+    """
     store = workshop.store
     try:
-        if store.is_done(spec):
-            return
-        with _logged(store.describe(spec) / "log.txt"):
-            _build_recorded(workshop, spec, lease)
-    finally:
-        lease.release()
+        try:
+            if store.is_done(spec):
+                return
+            with _logged(store.describe(spec) / "log.txt"):
+                _build_recorded(workshop, spec, lease)
+        finally:
+            lease.release()
+    except OSError as error:
+        if failures.is_not_writable(error):
+            raise NotWritable(f"{store.root} cannot be written ({error.strerror})") from error
+        raise
 
 
 def _build_recorded(workshop: Workshop, spec: Spec, lease: Lease) -> None:
     store, started = workshop.store, time.monotonic()
     try:
         with store.building(spec, lease) as work:
-            BUILDERS[type(spec)](workshop, spec, work)
+            while not _fits(workshop, spec, work):
+                work.clear()
+                workshop.make_smaller()
             facts = provenance.facts(time.monotonic() - started, workshop.code)
             warnings = vocabularies.warnings(spec, workshop.product)
-            store.write_provenance(spec, {**facts, "execution": workshop.how.model_dump(), "warnings": warnings})
+            facts |= {"work": asdict(rates.work(spec)), "execution": workshop.how.model_dump(), "warnings": warnings}
+            store.write_provenance(spec, facts)
     except Stopped as stopped:
         store.mark(spec, stopped.state, "handed back by a signal")
         raise
@@ -96,9 +127,30 @@ def _build_recorded(workshop: Workshop, spec: Spec, lease: Lease) -> None:
     except LeaseLost:
         raise  # the state is its new owner's to write
     except (Exception, SystemExit) as error:  # the worker's edge: whatever a point raises is recorded, and is that point's alone
+        if not lease.held():
+            raise LeaseLost(f"{key(spec)} was taken over while this worker built it, and failed here: {_first_line(error)}") from error
         logging.getLogger(__name__).error("%s failed\n%s", key(spec), traceback.format_exc())
+        if failures.is_not_writable(error):
+            with suppress(OSError):
+                store.mark(spec, State.LOST, _first_line(error))
+            raise
+        if failures.is_broken_context(error):
+            store.mark(spec, State.LOST, _first_line(error))
+            raise Unfit(_first_line(error)) from error
         store.mark(spec, State.FAILED, _first_line(error))
         raise
+
+
+def _fits(workshop: Workshop, spec: Spec, work: Workspace) -> bool:
+    """Build the product; False if memory ran out and smaller batches may help: the error, which holds what fills the memory, is let go."""
+    try:
+        BUILDERS[type(spec)](workshop, spec, work)
+    except (RuntimeError, MemoryError) as error:
+        if not failures.is_out_of_memory(error) or workshop.how.halvings >= MOST_HALVINGS:
+            raise
+        logging.getLogger(__name__).warning("%s: %s; once more with half the batches", key(spec), _first_line(error))
+        return False
+    return True
 
 
 def _first_line(error: BaseException) -> str:

@@ -156,6 +156,13 @@ class ExecutionConfig(_Model):
     eval_batch: int | Literal["auto"]
     allow_code_execution: bool
     checkpoint_minutes: float
+    point_minutes: float | None
+
+
+class BudgetConfig(_Model):
+    """What a launch may cost, by its plan's estimate; more is refused."""
+
+    gpu_hours: float | None = Field(default=None, gt=0)
 
 
 class Config(_Model):
@@ -187,7 +194,8 @@ class Config(_Model):
     tuned: SourceConfig
     others: dict[str, SourceConfig] = {}
     workers: int | None = Field(ge=1)
-    packs: int = Field(ge=1)
+    packs: int | None = Field(ge=1)
+    budget: BudgetConfig
     max_attempts: int = Field(ge=1)
     wait: bool
     figures: tuple[str, ...]
@@ -203,7 +211,8 @@ class Settings(_Model):
     verb: str
     out: Path | None
     workers: int | None
-    packs: int
+    packs: int | None
+    budget: BudgetConfig
     max_attempts: int
     wait: bool
     figures: tuple[str, ...]

@@ -20,6 +20,17 @@ class Execution(BaseModel):
     )
     allow_code_execution: bool = Field(default=False, description="programs that a model wrote may run, in the sandbox")
     checkpoint_minutes: float = Field(default=20.0, gt=0, description="a training run keeps a state to resume from so often")
+    point_minutes: float | None = Field(default=None, gt=0, description="any step but a training that takes longer is given up")
+    gpus: int = Field(default=1, ge=1, description="of one worker that evaluates: a model that does not fit one is spread over them")
+    halvings: int = Field(default=0, ge=0, description="of every batch, after memory ran out")
+
+    def smaller(self) -> Execution:
+        """The same with half the batches."""
+        return self.model_copy(update={"halvings": self.halvings + 1})
+
+    def rows(self, asked: int) -> int:
+        """Rows of a batch for which so many were asked: asked / 2^halvings, at least 1."""
+        return max(1, asked >> self.halvings)
 
     def on_device(self) -> str:
         """`cuda` or `cpu`; ValueError if CUDA is asked for and there is none."""

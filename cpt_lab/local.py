@@ -20,7 +20,7 @@ from cpt_lab.provenance import gpu_name
 from cpt_lab.specs import Spec, closure
 from cpt_lab.store import Store
 from cpt_lab.study import Study
-from cpt_lab.worker import FAILED
+from cpt_lab.worker import ENDINGS, FAILED
 
 POLL_SECONDS = 0.5
 GRACE_SECONDS = 30.0  # for workers to hand back what they build
@@ -97,7 +97,7 @@ def build_here(store: Store, wanted: Sequence[Spec], how: Execution) -> None:
 
 
 class Crew:
-    """The worker processes of a launch; one that dies of a signal is replaced, as often as its steps may cost a worker their life."""
+    """The worker processes of a launch; one that dies is replaced, as often as its steps may cost a worker their life."""
 
     def __init__(self, told: Launch, workers: int) -> None:
         self._told = told
@@ -109,9 +109,10 @@ class Crew:
         for index, process in list(self._processes.items()):
             if process.poll() is None:
                 continue
-            if process.returncode < 0 and self._deaths_left > 0:
+            if process.returncode not in ENDINGS and self._deaths_left > 0:
                 self._deaths_left -= 1
-                print(f"worker {index} was killed by signal {-process.returncode}; another one goes on", file=sys.stderr)
+                how = f"was killed by signal {-code}" if (code := process.returncode) < 0 else f"ended with code {code}"
+                print(f"worker {index} {how}; another one goes on", file=sys.stderr)
                 self._processes[index] = self._start(index)
         return any(process.poll() is None for process in self._processes.values())
 

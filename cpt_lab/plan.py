@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise, zip_longest
+from itertools import zip_longest
+from typing import get_args
 
 from cpt_lab import specs
+from cpt_lab.packs import by_edit, pack
+from cpt_lab.rates import CPU, H100, Rates, written
+from cpt_lab.site import StageName
 from cpt_lab.specs import Spec, Unit, key, settled
-from cpt_lab.spectra.blocks import heads_in, roles_in, size_in
 from cpt_lab.store import State, Status
 from cpt_lab.study import Point
 
-STAGES = ("data", "pretrain", "cpt", "spectra", "tables", "probe", "rank", "evaluate")
+STAGES: tuple[StageName, ...] = get_args(StageName)
 PACKED = ("spectra", "tables", "probe", "evaluate")  # the stages whose steps are shared out to workers beforehand
+ONE_TASK_EACH = frozenset({"pretrain", "cpt"})
+GUESSED_PACKS = 8  # of a stage at least, while nothing was measured: a model of FLOPs and bytes may be far off
+ON_GPU = frozenset({"pretrain", "cpt", "spectra", "probe", "evaluate"})
 STAGE_OF: dict[type[Spec], str] = {
     specs.BuiltinCorpus: "data",
     specs.FilesCorpus: "data",
@@ -36,30 +44,25 @@ STAGE_OF: dict[type[Spec], str] = {
     specs.Patched: "evaluate",
     specs.Evaluation: "evaluate",
 }
-TRAIN_FLOPS_PER_WEIGHT_AND_TOKEN = 6.0  # forward and backward
-READ_FLOPS_PER_WEIGHT_AND_TOKEN = 2.0
-
-
-@dataclass(frozen=True)
-class Rate:
-    """What a GPU does, for estimates: peak FLOP/s and the share of it that work of each kind reaches."""
-
-    name: str = "H100"
-    flops: float = 989e12
-    train_share: float = 0.4
-    read_share: float = 0.15
-    spectra_share: float = 1e-3  # eigenvalues in float64: what a peak of bf16 is no measure of
 
 
 @dataclass(frozen=True)
 class Step:
-    """A spec that has to be built, with the reason."""
+    """A spec that has to be built, with the reason and what it costs."""
 
     spec: Spec
     key: str
     stage: str
     reason: str
-    gpu_hours: float
+    state: State
+    seconds: float  # on one device
+    on_gpu: bool
+    written: int  # bytes
+
+    @property
+    def gpu_hours(self) -> float:
+        """Of this launch: what another one builds now is not paid for here."""
+        return self.seconds / 3600 if self.on_gpu and self.state is not State.RUNNING else 0.0
 
 
 @dataclass(frozen=True)
@@ -67,9 +70,16 @@ class Plan:
     """The work of a launch. A point whose ranking is not known yet counts as one step, though it may turn out to be done."""
 
     points: tuple[Point, ...]
-    done: tuple[str, ...]  # names of the points whose result is there
+    states: Mapping[str, State]  # of every point, by name
     steps: tuple[Step, ...]  # to do, needs before what needs them; what several points share stands once
-    packs: tuple[tuple[str, ...], ...]  # keys of the probe steps, then of the evaluate steps, by worker
+    packs: tuple[tuple[str, ...], ...]  # keys of the steps of every stage of PACKED, one stage after the other, by worker
+    rates: Rates = H100
+    measured: int = 0  # steps whose seconds are known from earlier results
+
+    @property
+    def done(self) -> tuple[str, ...]:
+        """Names of the points whose result is there."""
+        return tuple(name for name, state in self.states.items() if state is State.DONE)
 
     @property
     def todo(self) -> int:
@@ -79,10 +89,42 @@ class Plan:
     def gpu_hours(self) -> float:
         return sum(step.gpu_hours for step in self.steps)
 
+    @property
+    def hours(self) -> float:
+        """Of one device, GPU or not, that does everything."""
+        return sum(step.seconds for step in self.steps if step.state is not State.RUNNING) / 3600
+
+    @property
+    def written(self) -> int:
+        """Bytes that will be written, as far as a disk notices."""
+        return sum(step.written for step in self.steps)
+
+    def counts(self) -> dict[str, int]:
+        """How many points are done, built by another launch now, waiting for something that failed, and still to do."""
+        named = {State.DONE: "done", State.RUNNING: "running elsewhere", State.BLOCKED: "blocked before"}
+        found = Counter(named.get(state, "to do") for state in self.states.values())
+        return {name: found[name] for name in ("done", "running elsewhere", "to do", "blocked before") if found[name]}
+
     def stages(self) -> dict[str, list[Step]]:
         """The stages that have work, in order."""
-        by_stage = {stage: [step for step in self.steps if step.stage == stage] for stage in STAGES}
+        by_stage: dict[str, list[Step]] = {stage: [] for stage in STAGES}
+        for step in self.steps:
+            by_stage[step.stage].append(step)
         return {stage: steps for stage, steps in by_stage.items() if steps}
+
+    def wall_hours(self, workers: int) -> float:
+        """With so many workers at a time, stage after stage: the longest task, or all of them shared evenly, whichever is more."""
+        return sum(self._stage_seconds(stage, steps, workers) for stage, steps in self.stages().items()) / 3600
+
+    def _stage_seconds(self, stage: str, steps: list[Step], workers: int) -> float:
+        total = sum(step.seconds for step in steps)
+        if stage in ONE_TASK_EACH:
+            return max(total / workers, max(step.seconds for step in steps))
+        if stage in PACKED:
+            inside = {step.key for step in steps}
+            tasks = sum(not inside.isdisjoint(names) for names in self.packs)
+            return max(total / min(workers, tasks), max(step.seconds for step in steps))
+        return total
 
 
 def make(
@@ -91,30 +133,22 @@ def make(
     status: Callable[[Spec], Status],
     orders: Mapping[str, tuple[Unit, ...]],
     workers: int,
-    rate: Rate = Rate(),
+    rates: Rates = H100,
+    pack_minutes: float | None = None,
 ) -> Plan:
-    """The plan for these points, given what `status` knows of every spec and the finished rankings."""
+    """The plan for these points, given what `status` knows of every spec and the finished rankings.
+
+    Each stage is packed for so many workers, or, with `pack_minutes`, into as many packs as take about so long.
+    """
     wanted = {point.name: settled(point.spec, dict(orders)) for point in points}
     states = _States(status)
-    done = tuple(name for name, spec in wanted.items() if states.of(spec).state is State.DONE)
+    known = {name: states.of(spec).state for name, spec in wanted.items()}
     missing = _missing(list(wanted.values()), states)
     before = {key(probe) for probe in probes(missing)}
-    steps = tuple(_step(spec, "probe" if key(spec) in before else stage_of(spec), states.of(spec), rate) for spec in missing)
-    return Plan(tuple(points), done, steps, _packs(steps, workers))
-
-
-def pack(points: Sequence[Spec], workers: int) -> tuple[tuple[str, ...], ...]:
-    """The keys of these points in at most so many packs: balanced to one point, never empty, and points that share a loaded
-    checkpoint and protocol together, in their order, so that a worker loads little and consecutive edits are small."""
-    if workers < 1:
-        raise ValueError(f"{workers} workers can do nothing: a plan needs at least one worker")
-    groups: dict[str, list[str]] = {}
-    for point in points:
-        groups.setdefault(_shared(point), []).append(key(point))
-    in_order = [name for group in groups.values() for name in group]
-    count = min(workers, len(in_order))
-    bounds = [index * len(in_order) // count for index in range(count + 1)] if count else []
-    return tuple(tuple(in_order[start:stop]) for start, stop in pairwise(bounds))
+    steps = tuple(_step(spec, "probe" if key(spec) in before else stage_of(spec), states.of(spec), rates) for spec in missing)
+    measured = sum(rates.is_measured(step.spec) for step in steps)
+    places = {key(wanted[point.name]): place for place, point in reversed(list(enumerate(by_edit(points, lambda point: point.spec))))}
+    return Plan(tuple(points), known, steps, _packs(steps, workers, rates, places, pack_minutes), rates, measured)
 
 
 def stage_of(spec: Spec) -> str:
@@ -127,45 +161,6 @@ def probes(wanted: Sequence[Spec]) -> list[Spec]:
     rankings = (spec for spec in wanted if isinstance(spec, specs.Ranking))
     found = (need for ranking in rankings for need in ranking.needs() if isinstance(need, specs.Evaluation))
     return list({key(need): need for need in found}.values())
-
-
-def gpu_hours(spec: Spec, rate: Rate) -> float:
-    """An estimate from FLOP counts: 6 per weight and token of training, 2 per weight and token read or written, `spectral_flops`."""
-    if isinstance(spec, specs.TrainedCheckpoint):
-        flops = TRAIN_FLOPS_PER_WEIGHT_AND_TOKEN * spec.shape.parameters * spec.mixture.tokens
-        return flops / (rate.flops * rate.train_share) / 3600
-    if isinstance(spec, specs.Evaluation):
-        flops = READ_FLOPS_PER_WEIGHT_AND_TOKEN * spec.loaded.shape.parameters * sum(task.tokens for task in spec.protocol.tasks)
-        return flops / (rate.flops * rate.read_share) / 3600
-    if isinstance(spec, specs.SpectralPart):
-        return spectral_flops(spec) / (rate.flops * rate.spectra_share) / 3600
-    if isinstance(spec, specs.Fingerprint):
-        return fingerprint_flops(spec) / (rate.flops * rate.spectra_share) / 3600
-    return 0.0
-
-
-def spectral_flops(spec: specs.SpectralPart) -> float:
-    """Of a part: per block of m x n, m >= n, 2 m n^2 for a Gram matrix and 4/3 n^3 for its eigenvalues.
-
-    A pair has three Gram matrices, 9 n^3 for eigenvalues and vectors of two of them, and 6 n^3 for the products of the vectors.
-    """
-    shape, total = spec.checkpoint.shape, 0.0
-    for role in roles_in(spec.scope, shape):
-        columns, rows = sorted(size_in(spec.scope, shape, role))
-        gram, cube = 2.0 * rows * columns**2, float(columns) ** 3
-        total += len(heads_in(spec.scope, shape, role)) * (3 * gram + 24 * cube if spec.of == "pair" else gram + 4 / 3 * cube)
-    return total
-
-
-def fingerprint_flops(spec: specs.Fingerprint) -> float:
-    """Of all roles: per matrix 4 m n^2 + 9 n^3 for Gram matrix, eigenvectors and the long side; 2 m n^2 + 4 n^3 per pair of matrices."""
-    shape, layers, models = spec.checkpoint.shape, len(spec.compared), 2 + len(spec.controls)
-    pairs, total = (models - 1) * layers + len(spec.mismatched), 0.0
-    for role in roles_in("attention", shape):
-        columns, rows = sorted(size_in("attention", shape, role))
-        product, cube = 2.0 * rows * columns**2, float(columns) ** 3
-        total += models * layers * (2 * product + 9 * cube) + pairs * (product + 4 * cube)
-    return total
 
 
 class _States:
@@ -203,13 +198,23 @@ def _missing(wanted: list[Spec], states: _States) -> list[Spec]:
     return list(found.values())
 
 
-def _packs(steps: Sequence[Step], workers: int) -> tuple[tuple[str, ...], ...]:
-    """Each worker's share of the probes, then its share of the points."""
-    shares = (pack([step.spec for step in steps if step.stage == stage], workers) for stage in PACKED)
+def _packs(
+    steps: Sequence[Step], workers: int, rates: Rates, places: Mapping[str, int], pack_minutes: float | None
+) -> tuple[tuple[str, ...], ...]:
+    """Each worker's share of every packed stage, in the order of the stages."""
+    seconds = {step.key: step.seconds for step in steps}
+    shares = []
+    for stage in PACKED:
+        inside = [step for step in steps if step.stage == stage]
+        count = workers
+        if pack_minutes is not None:
+            least = 1 if any(rates.is_measured(step.spec) for step in inside) else min(GUESSED_PACKS, workers)
+            count = max(least, math.ceil(sum(step.seconds for step in inside) / (60 * pack_minutes)))
+        shares.append(pack([step.spec for step in inside], count, seconds=seconds, places=places))
     return tuple(sum(together, ()) for together in zip_longest(*shares, fillvalue=()))
 
 
-def _step(spec: Spec, stage: str, status: Status, rate: Rate) -> Step:
+def _step(spec: Spec, stage: str, status: Status, rates: Rates) -> Step:
     reasons = {
         State.RUNNING: "another worker builds it now",
         State.FAILED: f"failed before: {status.message}",
@@ -220,11 +225,5 @@ def _step(spec: Spec, stage: str, status: Status, rate: Rate) -> Step:
         State.BLOCKED: f"waited for something that failed: {status.message}",
     }
     reason = reasons.get(status.state, "not built yet")
-    return Step(spec, key(spec), stage, reason, gpu_hours(spec, rate))
-
-
-def _shared(point: Spec) -> str:
-    """What a worker keeps loaded from one point to the next."""
-    if isinstance(point, specs.Evaluation):
-        return f"{key(point.loaded)} {key(point.protocol)}"
-    return key(point)
+    on_gpu = stage in ON_GPU and rates.device.name != CPU
+    return Step(spec, key(spec), stage, reason, status.state, rates.seconds(spec), on_gpu, written(spec))

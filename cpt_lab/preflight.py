@@ -9,14 +9,15 @@ from pathlib import Path
 from urllib.parse import urlparse
 
 from cpt_lab import local, specs, vocabularies
+from cpt_lab.costs import BIG_MODEL
 from cpt_lab.execution import Execution
 from cpt_lab.plan import Plan
 from cpt_lab.provenance import gpu_name
 from cpt_lab.store import Store, read_json
 
 LOOK_SECONDS = 5.0
-BIG_MODEL = 500_000_000  # weights; above this a CPU is no place to work
 FREE_BYTES_LEFT = 200 * 1024**2
+DOWNLOADED_BYTES_PER_WEIGHT = 2  # checkpoints are released in bfloat16
 
 
 def check(todo: Plan, store: Store, *, where: str) -> None:
@@ -33,6 +34,7 @@ def check(todo: Plan, store: Store, *, where: str) -> None:
     if where == "slurm" and shutil.which("sbatch") is None:
         raise ValueError("hydra/launcher=slurm, but there is no sbatch here: log in to the cluster, or leave the launcher local")
     _check_disk(todo, store)
+    _check_downloads(todo)
     for step in todo.steps:
         if isinstance(step.spec, specs.FolderCheckpoint):
             _check_folder(step.spec)
@@ -168,12 +170,24 @@ def _check_folder(spec: specs.FolderCheckpoint) -> None:
 
 
 def _check_disk(todo: Plan, store: Store) -> None:
-    needed = sum(4 * _weights(step.spec) for step in todo.steps if isinstance(step.spec, specs.TrainedCheckpoint | specs.Patched))
+    needed = todo.written
     free = shutil.disk_usage(store.root).free
     if free < needed + FREE_BYTES_LEFT:
         raise ValueError(
             f"results folder {store.root} has {free / 1e9:.1f} GB free and the checkpoints of this study need {needed / 1e9:.1f} GB "
             "and a reserve of 0.2: free some space or choose another with results=FOLDER"
+        )
+
+
+def _check_downloads(todo: Plan) -> None:
+    """ValueError if the checkpoints that the hub has to send do not fit where its cache lies."""
+    downloads = {step.key: step.spec for step in todo.steps if isinstance(step.spec, specs.HubCheckpoint) and not is_cached(step.spec)}
+    needed = sum(DOWNLOADED_BYTES_PER_WEIGHT * spec.shape.parameters for spec in downloads.values())
+    place = next(folder for folder in (hub_cache(), *hub_cache().parents) if folder.exists())
+    if needed and shutil.disk_usage(place).free < needed:
+        raise ValueError(
+            f"the hub's cache {hub_cache()} has {shutil.disk_usage(place).free / 1e9:.1f} GB free and {len(downloads)} checkpoints of "
+            f"about {needed / 1e9:.1f} GB will be downloaded to it: free some space or choose another folder with HF_HUB_CACHE=FOLDER"
         )
 
 

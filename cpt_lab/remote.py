@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 import sys
 import threading
 from collections import Counter
 from pathlib import Path
 
-from cpt_lab import slurm
+from cpt_lab import rates, slurm
 from cpt_lab.launch import Launch
-from cpt_lab.plan import PACKED
+from cpt_lab.plan import ON_GPU, ONE_TASK_EACH, PACKED, STAGES, Plan
 from cpt_lab.progress import Watch
-from cpt_lab.site import Site
+from cpt_lab.site import Resources, Site
 from cpt_lab.slurm import Stage
 from cpt_lab.specs import key
 from cpt_lab.store import read_json
 
 POLL_SECONDS = 1.0
-ON_GPU = frozenset({"pretrain", "cpt", "spectra", "probe", "evaluate"})
-ONE_TASK_EACH = frozenset({"pretrain", "cpt"})
+RESERVE = 1.25  # memory of a worker that evaluates / bytes of its weights: caches and activations
+EVALUATE = frozenset({"probe", "evaluate"})
 
 
 def stages(told: Launch, site: Site) -> list[Stage]:
@@ -29,9 +30,42 @@ def stages(told: Launch, site: Site) -> list[Stage]:
         steps = {key(order.spec) for order in told.orders if order.stage == name}
         with_work = sum(not steps.isdisjoint(names) for names in told.packs)
         packs = len(steps) if name in ONE_TASK_EACH else max(1, with_work) if name in PACKED else 1
-        gpus = site.gpus_per_node and 1 if name in ON_GPU else 0
-        made.append(Stage(name, packs=packs, minutes=site.minutes, gpus=gpus, needs=tuple(stage.name for stage in made)))
+        made.append(stage(name, site, packs=packs, gpus=told.how.gpus, needs=tuple(one.name for one in made)))
     return made
+
+
+def stage(name: str, site: Site, *, packs: int = 1, gpus: int = 1, needs: tuple[str, ...] = ()) -> Stage:
+    """A stage of so many tasks with what the site says of it: one GPU for what computes, so many to evaluate, none for small things."""
+    asked = {str(one): resources for one, resources in site.stages.items()}.get(name, Resources())
+    usual = 0 if name not in ON_GPU or not site.gpus_per_node else gpus if name in EVALUATE else 1
+    return Stage(
+        name,
+        packs=packs,
+        minutes=asked.minutes or site.minutes,
+        gpus=usual if asked.gpus is None else asked.gpus,
+        needs=needs,
+        nodes=asked.nodes,
+        memory_gb=asked.memory_gb,
+        cpus=asked.cpus_per_task,
+    )
+
+
+def gpus_to_evaluate(todo: Plan, site: Site) -> int:
+    """How many GPUs of the site a worker needs to hold the largest model that it scores; ValueError if no node has as many."""
+    largest = max((rates.loaded(step.spec) for step in todo.steps), default=0)
+    needed = max(1, math.ceil(RESERVE * largest / (site.gpu_memory_gb * 2**30)))
+    if site.gpus_per_node and needed > site.gpus_per_node:
+        raise ValueError(
+            f"a model of {largest / 1e9:.0f} GB needs {needed} GPUs of {site.gpu_memory_gb:g} GB to be scored, and a task of site "
+            f"{site.name} has {site.gpus_per_node}: choose a site with larger nodes, or protocol.dtype=bfloat16 if it is float32"
+        )
+    return needed
+
+
+def check(todo: Plan, site: Site) -> None:
+    """ValueError if the cluster would refuse a stage of this plan, or keep it waiting for ever; asked before a launch is written."""
+    gpus, present = gpus_to_evaluate(todo, site), todo.stages()
+    slurm.check([stage(name, site, gpus=gpus) for name in STAGES if name in present], site)
 
 
 def submit(told: Launch, site: Site) -> None:

@@ -13,10 +13,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from cpt_lab import config, plan, specs, study
+from cpt_lab import config, costs, launches, roster, specs, standing, study
 from cpt_lab.names import unknown
 from cpt_lab.plan import Plan, Step
-from cpt_lab.specs import Spec, key
+from cpt_lab.roster import Roster
+from cpt_lab.standing import Standing
 from cpt_lab.store import State, Store, read_json
 from cpt_lab.study import Study
 
@@ -50,7 +51,8 @@ def show_summary(asked: Study, todo: Plan) -> None:
     evaluations = sum(isinstance(step.spec, specs.Evaluation) for step in todo.steps)
     rest = f"{todo.todo} to do" + (f": {_by_stage(todo)}" if todo.steps else "")
     shared = f" ({evaluations} distinct evaluations to do)" if evaluations else ""
-    print(f"study {asked.name}: {len(todo.points)} points, {len(todo.done)} done, {rest}{shared}", flush=True)
+    counts = "".join(f", {count} {name}" for name, count in todo.counts().items() if name not in ("done", "to do"))
+    print(f"study {asked.name}: {len(todo.points)} points, {len(todo.done)} done{counts}, {rest}{shared}", flush=True)
 
 
 def show_plan(asked: Study, todo: Plan, store: Store, *, missing: Sequence[str], warnings: Sequence[str], workers: int) -> None:
@@ -61,21 +63,15 @@ def show_plan(asked: Study, todo: Plan, store: Store, *, missing: Sequence[str],
         console.print(asked.question, style="italic")
     for stage, steps in todo.stages().items():
         table = Table(title=f"{stage}: {len(steps)} to do", title_justify="left", box=None, padding=(0, 2, 0, 0))
-        for column in ("what", "key", "why", "GPU hours"):
+        for column in ("what", "key", "why", "hours"):
             table.add_column(column, overflow="fold")
         for step in steps[:MOST_ROWS]:
             table.add_row(*_row(step))
         if len(steps) > MOST_ROWS:
-            table.add_row("", f"and {len(steps) - MOST_ROWS} more", "", _hours(sum(step.gpu_hours for step in steps[MOST_ROWS:])))
+            table.add_row("", f"and {len(steps) - MOST_ROWS} more", "", _hours(sum(step.seconds for step in steps[MOST_ROWS:]) / 3600))
         console.print(table)
-    if todo.packs:
-        sizes = ", ".join(map(str, map(len, todo.packs)))
-        console.print(f"packs: {len(todo.packs)} of {sizes} points for {workers} workers; points of one model and protocol lie together")
-    if todo.gpu_hours >= 0.01:
-        console.print(
-            f"cost: about {_hours(todo.gpu_hours)} GPU hours, from FLOP counts: an H100 at 40 % of its peak in training, "
-            "15 % in evaluation, 0.1 % in eigenvalues"
-        )
+    for line in costs.lines(todo, workers):
+        console.print(line)
     for lack in missing:
         console.print(f"[yellow]missing here:[/] {escape(lack)}")
     for warning in warnings:
@@ -83,25 +79,65 @@ def show_plan(asked: Study, todo: Plan, store: Store, *, missing: Sequence[str],
     print(f"results: {store.root}")
 
 
-def show_status(store: Store, asked: Study) -> None:
-    """Counts by state, what runs, and the reasons of what failed."""
-    wanted = study.resolved(store, asked.points)
-    states = {name: study.point_status(store, spec) for name, spec in wanted.items()}
-    counts = Counter(status.state for status in states.values())
-    print(f"study {asked.name}: {len(states)} points: " + ", ".join(f"{count} {state.value}" for state, count in counts.most_common()))
-    needs = specs.closure(list(wanted.values()))
-    probes = plan.probes(needs)
-    if probes:
-        print(f"  probes: {sum(store.is_done(spec) for spec in probes)} of {len(probes)} evaluations that rankings wait for are done")
-    for spec in (need for need in needs if not isinstance(need, specs.Evaluation)):
-        status = store.status(spec)
-        if status.state is not State.DONE:
-            print(f"  {status.state.value:<9} {key(spec)}  {_percent(store, spec)}{status.message}")
-    for name, status in states.items():
-        if status.state in (State.FAILED, State.BLOCKED, State.LOST, State.TIMEOUT, State.PREEMPTED, State.CANCELLED):
-            print(f"  {status.state.value:<9} {name}: {status.message}")
-    _show_warnings(store, needs)
-    _show_jobs(store, asked.name)
+def show_status(store: Store, named: Roster) -> None:
+    """Counts by state, what runs and how fast, the reasons of what failed, warnings and jobs."""
+    found = standing.look(store, named)
+    for line in status_lines(found):
+        print(line)
+    _show_warnings(standing.warnings(store, named, found))
+    for line in job_lines(store, named.study):
+        print(f"  {line}")
+
+
+def status_lines(found: Standing, most: int = MOST_ROWS) -> list[str]:
+    """The standing of a study in lines: summary, pace, needs, what is being built, and at most so many failures of each reason."""
+    counts = ", ".join(f"{count} {state.value}" for state, count in found.counts.most_common())
+    lines = [f"study {found.study}: {len(found.points)} points: {counts}"]
+    if found.per_minute is not None and found.seconds_left is not None:
+        lines.append(f"  {found.per_minute:.3g} points a minute, about {duration(found.seconds_left)} left")
+    if found.probes[1]:
+        lines.append(f"  probes: {found.probes[0]} of {found.probes[1]} evaluations that rankings wait for are done")
+    lines += _needs(found)
+    names = {folder: name for name, folder in found.folders.items()}
+    for folder, progress in found.running.items():
+        if progress and folder in names:
+            lines.append(f"  {State.RUNNING.value:<9} {names[folder]}: {percent(progress)}of {progress['total']:,} {progress['unit']}")
+    return lines + _failures(found, most)
+
+
+def _needs(found: Standing) -> list[str]:
+    """What points need and is not done, by state; nothing once all points are done."""
+    if set(found.counts) == {State.DONE}:
+        return []
+    by_state: dict[State, list[str]] = {}
+    for folder, status in found.needs.items():
+        line = f"  {status.state.value:<9} {Path(folder).name}  {percent(found.running.get(folder, {}))}{status.message}"
+        by_state.setdefault(status.state, []).append(line.rstrip())
+    more = {state: f"  {state.value:<9} and {len(lines) - MOST_ROWS} more" for state, lines in by_state.items() if len(lines) > MOST_ROWS}
+    return [line for state, lines in by_state.items() for line in (*lines[:MOST_ROWS], *((more[state],) if state in more else ()))]
+
+
+def duration(seconds: float) -> str:
+    """`42 s`, `7 min`, `3 h 05 min`, `2 d 4 h`."""
+    minutes, hours = round(seconds / 60), int(seconds // 3600)
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if minutes < 90:
+        return f"{minutes} min"
+    return f"{minutes // 60} h {minutes % 60:02} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"
+
+
+def job_lines(store: Store, name: str) -> list[str]:
+    """SLURM's own view of the study's launches that it has not forgotten, the newest always."""
+    submitted = [launch for launch in launches.of_study(store, name) if (launch.folder / "jobs.json").exists()]
+    if not submitted:
+        return []
+    from cpt_lab import remote
+
+    try:
+        return remote.job_lines(submitted[-1].folder)
+    except ValueError as error:
+        return [f"jobs: unknown from here: {error}"]
 
 
 def draw(store: Store, asked: Study) -> list[Path]:
@@ -144,7 +180,8 @@ def show_end(store: Store, asked: Study, files: Sequence[Path], ui: str) -> int:
                 print(line)
     for path in files:
         print(f"figure: {path}")
-    _show_warnings(store, specs.closure(list(wanted.values())))
+    named = roster.read(store, asked.name)
+    _show_warnings(standing.warnings(store, named, standing.look(store, named)))
     states = {name: study.point_status(store, spec) for name, spec in wanted.items()}
     failed = {name: status for name, status in states.items() if status.state is not State.DONE}
     reasons = Counter(f"{status.state.value}: {status.message}" for status in failed.values())
@@ -160,9 +197,21 @@ def show_end(store: Store, asked: Study, files: Sequence[Path], ui: str) -> int:
     return len(failed)
 
 
-def _show_warnings(store: Store, built: Sequence[Spec]) -> None:
+def _failures(found: Standing, most: int) -> list[str]:
+    """The points without a result, by reason: the most frequent first."""
+    reasons: dict[tuple[State, str], list[str]] = {}
+    for name, status in found.bad.items():
+        reasons.setdefault((status.state, status.message), []).append(name)
+    lines = []
+    for (state, message), names in sorted(reasons.items(), key=lambda item: -len(item[1])):
+        lines += [f"  {state.value:<9} {name}: {message}" for name in names[:most]]
+        if len(names) > most:
+            lines.append(f"  {state.value:<9} and {len(names) - most} more points: {message}")
+    return lines
+
+
+def _show_warnings(found: Counter[str]) -> None:
     """The most frequent warnings of what is finished, each with the number of results that have it."""
-    found = Counter(warning for spec in built for warning in dict.fromkeys(study.warnings(store, spec)))
     for warning, count in found.most_common(MOST_ROWS):
         print(f"warning: {warning} ({count} {'result' if count == 1 else 'results'})")
     if len(found) > MOST_ROWS:
@@ -206,7 +255,7 @@ def _first_units(store: Store, ranking: specs.Ranking) -> str:
     return f"  {ranking.criterion} {ranking.direction}, {unit} (score): {first}{rest}{said}"
 
 
-def _in_words(store: Store, spec: Spec) -> list[str]:
+def _in_words(store: Store, spec: specs.Spec) -> list[str]:
     """What a finished product says, where that can be said in a line."""
     match spec:
         case specs.Ranking():
@@ -243,7 +292,7 @@ def _verdict(store: Store, fingerprint: specs.Fingerprint) -> str:
 
 
 def _row(step: Step) -> tuple[str, str, str, str]:
-    return step.spec.PRODUCT, step.key, escape(step.reason), _hours(step.gpu_hours)
+    return step.spec.PRODUCT, step.key, escape(step.reason), _hours(step.seconds / 3600)
 
 
 def _hours(hours: float) -> str:
@@ -254,21 +303,6 @@ def _by_stage(todo: Plan) -> str:
     return ", ".join(f"{len(steps)} {stage}" for stage, steps in todo.stages().items())
 
 
-def _percent(store: Store, spec: Spec) -> str:
-    progress = store.progress(spec)
+def percent(progress: Mapping[str, Any]) -> str:
+    """`40 % `, or nothing if nobody told."""
     return f"{100 * progress['done'] / max(progress['total'], 1):.0f} % " if progress else ""
-
-
-def _show_jobs(store: Store, name: str) -> None:
-    """SLURM's own view of the study's newest launch, if it was one on SLURM."""
-    launches = [path for path in (store.root / "launches").glob("*/jobs.json") if read_json(path.parent / "plan.json")["study"] == name]
-    if not launches:
-        return
-    from cpt_lab import remote
-
-    try:
-        lines = remote.job_lines(max(launches).parent)
-    except ValueError as error:
-        lines = [f"jobs: unknown from here: {error}"]
-    for line in lines:
-        print(f"  {line}")

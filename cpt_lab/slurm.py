@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cpt_lab import partitions
 from cpt_lab.site import Site
 from cpt_lab.store import read_json, write_atomically
 
@@ -34,13 +35,19 @@ ENDED = frozenset(
 
 @dataclass(frozen=True)
 class Stage:
-    """Work that can run side by side: `packs` tasks of at most `minutes` with `gpus` each, after the stages it needs have ended."""
+    """Work that can run side by side: `packs` tasks of at most `minutes`, after the stages it needs have ended.
+
+    Each asks for `nodes` with `gpus`, and for memory and cores where it is not what the site gives every task.
+    """
 
     name: str
     packs: int
     minutes: int
     gpus: int = 0
     needs: tuple[str, ...] = ()
+    nodes: int = 1
+    memory_gb: float | None = None
+    cpus: int | None = None
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", self.name):
@@ -57,11 +64,9 @@ def submit(launch: Path, stages: Sequence[Stage], site: Site) -> dict[str, str]:
     if this is interrupted, the same call goes on where it stopped. ValueError if SLURM refuses; nothing of the launch is then queued.
     """
     launch = launch.absolute()
-    _check_stages(stages, site)
+    check(stages, site)
     with _scrubbed_environment():
         largest = _max_array_size()
-        for stage in stages:
-            _check_request(stage, site)
         try:
             for stage in stages:
                 _submit_stage(launch, stage, site, largest)
@@ -70,6 +75,16 @@ def submit(launch: Path, stages: Sequence[Stage], site: Site) -> dict[str, str]:
             (launch / "jobs.json").unlink(missing_ok=True)
             raise
     return {stage.name: read_json(launch / "jobs.json")[stage.name]["job"] for stage in stages}
+
+
+def check(stages: Sequence[Stage], site: Site) -> None:
+    """ValueError, before anything is queued, for what SLURM would refuse, and for what it would keep waiting for ever."""
+    _check_stages(stages, site)
+    with _scrubbed_environment():
+        known = partitions.parse(_ask(*partitions.SINFO))
+        for stage in stages:
+            _check_request(stage, site)
+            partitions.check(stage.name, _request(stage, site), known)
 
 
 def job_states(jobs: Iterable[str]) -> dict[str, str]:
@@ -107,7 +122,7 @@ def batch_parameters(launch: Path, stage: Stage, site: Site, *, after: Sequence[
         "dependency": f"afterany:{':'.join(after)}" if after else None,
         "array_parallelism": parallel or stage.packs,
         "setup": [*site.setup, f"export PYTHONPATH={shlex.quote(path)}", f"cd {shlex.quote(str(code))}"],
-        "srun_args": [f"--cpus-per-task={site.cpus_per_task}"],  # since SLURM 22.05 srun does not take it from the job
+        "srun_args": [f"--cpus-per-task={request['cpus-per-task']}"],  # since SLURM 22.05 srun does not take it from the job
         "wckey": None,
         "additional_parameters": ({} if "no-requeue" in site.extra else {"requeue": True}) | site.extra,
     }
@@ -162,13 +177,15 @@ def _submit_array(launch: Path, stage: Stage, packs: range, parameters: dict[str
 
 def _request(stage: Stage, site: Site) -> dict[str, str | int]:
     """What a task asks of the cluster, as options of sbatch."""
+    memory = stage.memory_gb or site.memory_gb
     asked = {
         "partition": site.partition,
         "account": site.account,
         "qos": site.qos,
         "time": min(stage.minutes, site.minutes),
-        "mem": None if site.memory_gb is None else f"{round(site.memory_gb * 1024)}M",
-        "cpus-per-task": site.cpus_per_task,
+        "nodes": stage.nodes if stage.nodes > 1 else None,
+        "mem": None if memory is None else f"{round(memory * 1024)}M",
+        "cpus-per-task": stage.cpus or site.cpus_per_task,
         "gpus-per-node": stage.gpus or None,
     }
     return {option: value for option, value in asked.items() if value is not None}

@@ -82,6 +82,11 @@ class Workspace:
         self.scratch = folder / "scratch"
         self._reported = 0.0
 
+    def clear(self) -> None:
+        """Throw away what was written of the product."""
+        shutil.rmtree(self.product)
+        self.product.mkdir()
+
     def progress(self, done: float, total: float, unit: str) -> None:
         """Tell the watchers how far the build is: `done` of `total` units (tokens, items, matrices)."""
         now = time.time()
@@ -129,10 +134,18 @@ class Store:
 
     def status(self, spec: Spec) -> Status:
         """What is known of this spec now; a RUNNING whose worker has died reads LOST."""
-        folder = self.folder(spec)
+        return self.status_in(self.folder(spec))
+
+    def status_in(self, folder: Path) -> Status:
+        """The status of what lies in a folder of the store; ValueError if another version wrote it."""
         written = read_json(folder / "status.json")
-        base = Status(**{**written, "state": State(written.get("state", State.PLANNED))})
-        if (folder / "DONE").exists():
+        try:
+            base = Status(**{**written, "state": State(written.get("state", State.PLANNED))})
+        except (TypeError, ValueError):
+            raise ValueError(
+                f"{folder / 'status.json'} was written by another version of cpt_lab: use that one, or another results folder"
+            ) from None
+        if os.path.exists(folder / "DONE"):
             return replace(base, state=State.DONE, message="")
         if holder(folder) is not None:
             return replace(base, state=State.RUNNING)
@@ -173,7 +186,10 @@ class Store:
 
     def mark(self, spec: Spec, state: State, message: str = "") -> None:
         """Write the state; a build that starts counts as one more attempt."""
-        folder = self.describe(spec)
+        self.remark(self.describe(spec), state, message)
+
+    def remark(self, folder: Path, state: State, message: str = "") -> None:
+        """`mark` for a folder of the store that has its spec already."""
         before = read_json(folder / "status.json")
         attempts = int(before.get("attempts", 0)) if before.get("launch") == self.launch else 0
         job = os.environ.get("SLURM_ARRAY_JOB_ID") or os.environ.get("SLURM_JOB_ID") or ""

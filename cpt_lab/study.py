@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import re
 from pathlib import Path
@@ -62,8 +63,19 @@ def load(store: Store, name: str) -> Study:
     """The study of this name; KeyError with the known names if there is none."""
     path = folder(store, name) / "study.json"
     if not path.exists():
-        raise KeyError(f"no study {name!r} in {store.root}; there are: {', '.join(names(store)) or 'none yet'}")
-    return Study.model_validate(json.loads(path.read_text()))
+        raise KeyError(no_such(store, name))
+    try:
+        return Study.model_validate(json.loads(path.read_text()))
+    except ValueError as error:
+        raise ValueError(f"{path} was written by another version of cpt_lab ({_first_line(error)}): launch the study again") from None
+
+
+def no_such(store: Store, name: str) -> str:
+    """What to say of a study that is not there: the nearest names and the list."""
+    known = names(store)
+    close = difflib.get_close_matches(name, known, n=2, cutoff=0.5)
+    guess = f" (did you mean {' or '.join(close)}?)" if close else ""
+    return f"no study {name!r} in {store.root}{guess}; there are: {', '.join(known) or 'none yet'}"
 
 
 def names(store: Store) -> list[str]:
@@ -117,3 +129,7 @@ def scores(store: Store, spec: Spec) -> dict[str, Any]:
     if not isinstance(spec, Evaluation) or not store.is_done(spec):
         return {}
     return read_json(store.product(spec) / "results.json")
+
+
+def _first_line(error: ValueError) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -27,7 +27,7 @@ from cpt_lab.tracking_client import TrackingUnavailable
 from cpt_lab.tracking_records import Record, store_id, study_records
 from cpt_lab.tracking_settings import Tracking
 
-__all__ = ["Synced", "Tracking", "TrackingUnavailable", "initialise", "log_figures", "sync", "ui_command"]
+__all__ = ["Reconciled", "Synced", "Tracking", "TrackingUnavailable", "initialise", "log_figures", "reconcile", "sync", "ui_command"]
 
 LOCK_SECONDS = 300.0  # how long one sync waits for another
 POLL_SECONDS = 0.05
@@ -76,6 +76,32 @@ def sync(store: Store, study: Study, settings: Tracking) -> Synced:
         view.write(client, parent)  # last: its status says that the others are there
         view.retire_all_but(client, [parent, *records])
     return Synced(created, len(stale) - created, len(records) - len(stale), pending)
+
+
+@dataclass(frozen=True)
+class Reconciled:
+    """What a reconciliation found: runs of the store's results, how many differed, and how many were open though nobody works on them."""
+
+    runs: int = 0
+    mended: int = 0
+    closed: int = 0
+
+
+def reconcile(store: Store, study: Study, settings: Tracking) -> Reconciled:
+    """Compare every run of the study with the store, whatever was remembered of earlier writing, and mend it; errors as `sync`."""
+    if settings.kind == "off":
+        return Reconciled()
+    view = _View(store, study, settings.within(store.root))
+    with view.writing() as client:
+        parent, records, _ = study_records(store, study)
+        wanted = [parent, *records]
+        closed = len(view.zombies(wanted))
+        view.ensure(client, parent)
+        wrong = view.differing(wanted)
+        for record in wrong:
+            view.write(client, record)
+        view.retire_all_but(client, wanted)
+    return Reconciled(len(wanted), len(wrong), closed)
 
 
 def log_figures(store: Store, study: Study, settings: Tracking, files: Sequence[Path]) -> None:
@@ -161,6 +187,19 @@ class _View:
         mlflow_side.write_run(client, self.ensure(client, record), record)
         self.remember(record.identity, record.fingerprint)
         return is_new
+
+    def zombies(self, records: Sequence[Record]) -> list[Any]:
+        """Runs that MLflow has as RUNNING and the store has not."""
+        working = {record.identity for record in records if record.status == "RUNNING"}
+        return [run for identity, run in self._found.items() if run.info.status == "RUNNING" and identity not in working]
+
+    def differing(self, records: Sequence[Record]) -> list[Record]:
+        """The records whose run is missing, was not written as it should be, or was changed since."""
+        return [record for record in records if not self.knows(record.identity, record.fingerprint) or self._was_changed(record)]
+
+    def _was_changed(self, record: Record) -> bool:
+        run = self._found.get(record.identity)
+        return run is None or not mlflow_side.shows(run, record)
 
     def retire_all_but(self, client: Any, records: Sequence[Record]) -> None:
         """Mark the runs of this study that the store no longer stands for."""

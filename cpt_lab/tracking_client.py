@@ -151,6 +151,14 @@ def write_run(client: Any, run: Any, record: Record) -> None:
     _write_status(client, run, record)
 
 
+def shows(run: Any, record: Record) -> bool:
+    """Whether a run has the record's status, parameters, tags and last measurements; what else it has does not matter."""
+    named = {legal_name(name): value[:TAG_LENGTH] for name, value in record.tags.items()}
+    numbers = {item.name: item.value for item in record.metrics}
+    shown = ((record.params, run.data.params), (named, run.data.tags), (numbers, run.data.metrics))
+    return bool(run.info.status == record.status) and all(wanted.items() <= dict(there).items() for wanted, there in shown)
+
+
 def retire_run(client: Any, run: Any) -> None:
     """Mark a run whose point the study no longer has, or has not finished; one left open by a killed sync is closed."""
     if run.data.tags.get("cpt.current") != "false":

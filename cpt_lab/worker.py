@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -18,16 +19,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-from cpt_lab import build, launch, study
-from cpt_lab.build import Stopped, Workshop
+from cpt_lab import build, failures, launch, study
+from cpt_lab.build import NotWritable, Stopped, Unfit, Workshop
+from cpt_lab.deadline import deadline, leave
+from cpt_lab.keeper import Keeper
 from cpt_lab.launch import Launch
-from cpt_lab.specs import Spec, key, settled
-from cpt_lab.store import State
+from cpt_lab.lease import Lease
+from cpt_lab.specs import Spec, TrainedCheckpoint, key, settled
+from cpt_lab.store import State, Status
 
 SHORTEST_PAUSE, LONGEST_PAUSE = 0.2, 1.6  # seconds between two looks at the store while nothing is ready
 EVERY_STAGE = "all"
-FAILED, CRASHED = 1, 70  # exit codes: some steps, the worker itself (EX_SOFTWARE)
+ANSWER_SECONDS = 5.0  # of SLURM's controller, when there are 30 left to hand back what is built
+FAILED, CRASHED, NO_ROOM = 1, 70, 74  # exit codes: some steps; the worker itself (EX_SOFTWARE); the store's disk (EX_IOERR)
 PREEMPTED, STOPPED = 75, 130  # the step in hand was handed back: try again (EX_TEMPFAIL), told to stop
+UNFIT = 76  # this process must not go on, another one can
+ENDINGS = frozenset({0, FAILED, CRASHED, NO_ROOM, PREEMPTED, STOPPED})  # after any other end another worker goes on
 SIGNALS = {signal.SIGTERM: State.CANCELLED, signal.SIGINT: State.CANCELLED, signal.SIGUSR2: State.PREEMPTED}
 
 
@@ -50,17 +57,26 @@ def main(arguments: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     told, signals = None, Signals()
     try:
-        signals.listen()
         told = launch.load(chosen.launch)
+        if told.where == "slurm":
+            kept = Keeper(SIGNALS).keep(endings=ENDINGS, lives=told.max_attempts * len(told.orders))
+            if kept is not None:
+                return kept
+        signals.listen()
         code = Worker(told, chosen.stage, chosen.pack, check=signals.check).run()
         signals.ignore()
+    except Unfit as error:
+        print(f"this process can use its GPU no more ({error}); another one goes on", flush=True)
+        leave(UNFIT)
+    except NotWritable as error:
+        code = _no_room(error)
     except Stopped as stopped:
         print(f"stopped by a signal ({stopped.state}); the same command goes on from here", flush=True)
         code = PREEMPTED if stopped.state is State.PREEMPTED else STOPPED
-    except Exception:  # the worker's edge: whoever started it reads the log
+    except Exception as error:  # the worker's edge: whoever started it reads the log
         traceback.print_exc()
-        code = CRASHED
-    if told is not None and told.where == "slurm":
+        code = _no_room(error) if failures.is_not_writable(error) else CRASHED
+    if told is not None and told.where == "slurm" and code != NO_ROOM:
         _mirror(told)
     if code == PREEMPTED:
         _requeue()  # last, for it ends this process
@@ -76,6 +92,7 @@ class Signals:
     def listen(self) -> None:
         for number in SIGNALS:
             signal.signal(number, self._stop)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
     def ignore(self) -> None:
         for number in SIGNALS:
@@ -88,7 +105,7 @@ class Signals:
 
     def _stop(self, number: int, _: FrameType | None) -> None:
         self.ignore()  # what follows a first signal must not interrupt the handing back
-        self._asked = SIGNALS[signal.Signals(number)]
+        self._asked = State.PREEMPTED if number == signal.SIGTERM and _is_preempted() else SIGNALS[signal.Signals(number)]
         self.check()
 
 
@@ -156,9 +173,9 @@ class Worker:
             return Verdict()
         if status.launch == self.launch.id and status.state in (State.FAILED, State.BLOCKED):
             return Verdict(finished=True)
-        if status.launch == self.launch.id and status.state is State.LOST and status.attempts >= self.launch.max_attempts:
-            self.store.mark(spec, State.FAILED, f"its worker died {status.attempts} times while building it; see log.txt")
-            return Verdict(finished=True)
+        ours = status.launch == self.launch.id and status.state in (State.LOST, State.TIMEOUT)
+        if ours and status.attempts >= self.launch.max_attempts:
+            return Verdict(finished=self._give_up(spec, status))
         waiting = [need for need in spec.needs() if not self.store.is_done(need)]
         for need in waiting:
             if reason := self._hopeless(need):
@@ -179,9 +196,36 @@ class Worker:
         if lease is None:
             return False
         try:
-            build.build(self.workshop, spec, lease)
+            with deadline(self._seconds(spec), lambda: self._time_out(spec, lease), code=UNFIT):
+                build.build(self.workshop, spec, lease)
+        except (Unfit, NotWritable):
+            raise
         except (Exception, SystemExit):  # recorded where it happened; the other points go on
             logging.getLogger(__name__).info("%s failed, see its log.txt", key(spec))
+        return True
+
+    def _seconds(self, spec: Spec) -> float | None:
+        """How long a step may take; a training has its own ways to go on, and takes days."""
+        minutes = self.launch.how.point_minutes
+        return None if minutes is None or isinstance(spec, TrainedCheckpoint) else 60 * minutes
+
+    def _time_out(self, spec: Spec, lease: Lease) -> None:
+        if lease.held():
+            self.store.mark(spec, State.TIMEOUT, f"not finished after {self.launch.how.point_minutes:g} minutes")
+        lease.release()
+
+    def _give_up(self, spec: Spec, status: Status) -> bool:
+        """Mark a step that has cost its workers their lives, or their time, too often; False if somebody else is at it."""
+        lease = self.store.claim(spec)
+        if lease is None:
+            return False
+        try:
+            if self.store.is_done(spec):
+                return False
+            self.store.clean(spec)
+            self.store.mark(spec, State.FAILED, f"{status.message} ({status.attempts} times); see log.txt")
+        finally:
+            lease.release()
         return True
 
     def _mark_blocked(self, spec: Spec, reason: str) -> None:
@@ -189,6 +233,23 @@ class Worker:
         known = status.state is State.BLOCKED and status.launch == self.launch.id  # what another launch found is not this one's to say
         if not known and not study.rankings_pending(spec):
             self.store.mark(spec, State.BLOCKED, reason)
+
+
+def _no_room(error: Exception) -> int:
+    print(f"stopped: {error}; the same command goes on from here", flush=True)
+    return NO_ROOM
+
+
+def _is_preempted() -> bool:
+    """Whether SLURM takes the node away for a better job: it says so with the same SIGTERM as scancel, and forgets a job that then ends."""
+    job = os.environ.get("SLURM_JOB_ID")
+    if not job:
+        return False
+    try:
+        asked = subprocess.run(["scontrol", "show", "job", job], capture_output=True, text=True, timeout=ANSWER_SECONDS, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return re.search(r"\bPreemptTime=\d", asked.stdout) is not None
 
 
 def _requeue() -> None:

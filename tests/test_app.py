@@ -164,6 +164,27 @@ def test_a_deleted_result_is_the_only_one_that_is_computed_again(place: Place) -
 
 
 @pytest.mark.slow
+def test_what_failed_is_tried_again_alone_from_any_folder_and_resume_builds_the_rest(place: Place, tmp_path: Path) -> None:
+    failed, missing = (place.product("small", f"fraction={fraction}").parent for fraction in ("0.25", "1"))
+    scores = {name: place.scores("small", f"fraction={name}") for name in ("0.25", "1")}
+    for folder, state in ((failed, "failed"), (missing, "cancelled")):
+        (folder / "DONE").unlink()
+        (folder / "status.json").write_text(json.dumps({"state": state, "message": "told to"}))
+    results = f"results={place.folder / 'results'}"
+    told = there("status", "small", results, cwd=tmp_path)
+    assert "  failed    fraction=0.25: told to" in told.out
+    again = there("retry", "small", "--failed", results, cwd=tmp_path)
+    assert again.code == 1, again.out + again.err  # the cancelled one has no result yet
+    assert again.out.startswith("study small: 1 points, 0 done, 1 to do: 1 evaluate")
+    assert ((failed / "DONE").exists(), (missing / "DONE").exists()) == (True, False)
+    rest = there("resume", "small", results, cwd=tmp_path)
+    assert rest.code == 0, rest.out + rest.err
+    assert "study small: 4 of 4 points done" in rest.out
+    assert {name: place.scores("small", f"fraction={name}") for name in ("0.25", "1")} == scores
+    assert there("retry", "small", results, cwd=tmp_path).out.startswith("study small: nothing to try again")
+
+
+@pytest.mark.slow
 def test_status_and_compare_show_a_finished_study(place: Place) -> None:
     assert place.ask("status", "small").out == "study small: 4 points: 4 done\n"
     everything, one = place.ask("compare", "small"), place.ask("compare", "small", "fraction=1")

@@ -185,11 +185,11 @@ def test_a_launch_that_makes_no_sense_is_refused_with_what_is_allowed(tmp_path: 
     [
         (
             ("pla", "+experiment=rewind_1b"),
-            "unknown verb 'pla' (did you mean plan?); there are compare, data, materialize, plan, run, status, track",
+            "unknown verb 'pla' (did you mean plan?); there are cancel, compare, data, gc, logs, materialize, plan, ",
         ),
         (("status", "nobody"), "no study 'nobody' in"),
         (("compare", "nobody"), "no study 'nobody' in"),
-        (("track", "sink"), "the one thing to do is `track sync [STUDY ...]`"),
+        (("track", "sink"), "unknown thing to track 'sink' (did you mean sync or init?); there are init, reconcile, sync"),
     ],
 )
 def test_an_unknown_verb_or_study_is_refused_with_the_known_ones(tmp_path: Path, words: tuple[str, ...], expected: str) -> None:

@@ -22,10 +22,12 @@ SOURCES = sorted(path for name in ("cpt_lab", "analysis", "launchers") for path 
 
 # From the ground up: a module imports from lower layers and from its own, wherever in the file the import stands.
 LAYERS: tuple[frozenset[str], ...] = (
-    frozenset({"names", "families", "specs", "lease", "execution", "site", "tracking_settings"}),
+    frozenset({"names", "partitions", "families", "specs", "lease", "execution", "site"})
+    | frozenset({"tracking_settings", "failures", "deadline", "keeper"}),
     frozenset({"architecture", "shards", "store", "provenance", "slurm"}),
     frozenset({"edits", "tensor_edits", "layers", "factors", "spectral_edits", "patch", "weights", "vocabularies", "study"}),
-    frozenset({"interventions", "orderings", "spectra", "data", "checkpoints", "plan"}),
+    frozenset({"interventions", "orderings", "spectra", "data", "checkpoints", "rates", "packs", "plan", "costs"}),
+    frozenset({"roster", "standing", "launches"}),
     frozenset({"training", "evaluation", "tracking_records", "tracking_client", "tracking"}),
     frozenset({"internals"}),
     frozenset({"build", "launch"}),
@@ -34,6 +36,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"config"}),
     frozenset({"chain"}),
     frozenset({"points", "report"}),
+    frozenset({"commands"}),
     frozenset({"app"}),
     frozenset({"__main__"}),
 )
@@ -56,6 +59,8 @@ LIGHT = (
     "cpt_lab",
     *(f"cpt_lab.{name}" for name in ("specs", "store", "plan", "study", "interventions", "orderings", "launch", "report", "progress")),
     *(f"cpt_lab.{name}" for name in ("local", "remote", "config", "app", "spectra", "spectra.choice", "spectra.blocks")),
+    *(f"cpt_lab.{name}" for name in ("roster", "standing", "launches")),
+    *(f"cpt_lab.commands.{name}" for name in ("words", "logs", "relaunch", "cancel", "wait", "gc", "track")),
 )
 LONGEST_FUNCTION, LONGEST_LAUNCHER = 60, 400
 

@@ -2,37 +2,37 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
-from itertools import groupby
 from typing import Literal
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from cpt_lab import plan
-from cpt_lab.plan import Plan, Rate, gpu_hours, pack
-from cpt_lab.specs import Evaluation, Mixture, Part, Spec, SpectralPart, closure, key
+from cpt_lab.interventions import Rewind
+from cpt_lab.plan import Plan
+from cpt_lab.rates import DEVICES, Rate, Rates, work, written
+from cpt_lab.specs import Evaluation, Patched, Probe, Ranking, Spec, SpectralPart, TopOf, closure, key
 from cpt_lab.store import State, Status
 from cpt_lab.study import Point
 from spec_cases import (
     BASE,
     DELTA_NORM,
     EVALUATION,
-    HARNESS,
+    FOLDER,
     MATH,
+    PATCHED,
     PRETRAINED,
     PROTOCOL,
     RANDOM,
     SHAPE,
     SPECTRA,
-    SUMS,
     TUNED,
     rewound,
     rewound_heads,
 )
 
-RATE = Rate(flops=1e12, train_share=0.5, read_share=0.25, spectra_share=0.01)
+RATE = Rates(Rate(flops=1e12, train_share=0.5, read_share=0.25, spectra_share=0.01))
 ORDER = tuple((layer, head) for layer in (1, 0) for head in range(4))
 Look = Callable[[Spec], Status]
 
@@ -55,7 +55,7 @@ NOTHING_DONE = looks({})
 
 def planned(*specs: Spec, status: Look = NOTHING_DONE, workers: int = 2) -> Plan:
     points = [point(spec, f"point {index}") for index, spec in enumerate(specs)]
-    return plan.make(points, status=status, orders={}, workers=workers, rate=RATE)
+    return plan.make(points, status=status, orders={}, workers=workers, rates=RATE)
 
 
 def evaluations(count: int, *, protocol: int = 0) -> list[Evaluation]:
@@ -141,39 +141,14 @@ def test_every_state_but_done_is_a_step_with_its_reason(state: State) -> None:
 # ------------------------------------------------------------------------------------------------------------------ packs
 
 
-@given(st.lists(st.integers(0, 8), min_size=1, max_size=4), st.integers(1, 40))
-def test_packs_hold_every_point_once_are_balanced_to_one_never_empty_and_at_most_as_many_as_workers(sizes: list[int], workers: int) -> None:
-    points = [each for protocol, count in enumerate(sizes) for each in evaluations(count, protocol=protocol)]
-    packs = pack(points, workers)
-    names = [name for names in packs for name in names]
-    assert sorted(names) == sorted(key(each) for each in points)
-    assert len(packs) == min(workers, len(points))
-    assert all(packs)
-    lengths = [len(names) for names in packs]
-    assert not lengths or max(lengths) - min(lengths) <= 1
-
-
-@given(st.permutations([each for protocol in range(3) for each in evaluations(4, protocol=protocol)]), st.integers(1, 6))
-def test_points_that_share_a_model_and_a_protocol_lie_together_in_their_order(points: list[Evaluation], workers: int) -> None:
-    in_packs = [name for names in pack(points, workers) for name in names]
-    protocol_of = {key(each): each.protocol.seed for each in points}
-    assert len([seed for seed, _ in groupby(protocol_of[name] for name in in_packs)]) == 3
-    for seed in range(3):
-        assert [name for name in in_packs if protocol_of[name] == seed] == [key(each) for each in points if each.protocol.seed == seed]
-
-
 def test_the_layers_of_a_table_are_shared_out_to_workers_and_so_are_its_columns() -> None:
     made = planned(SPECTRA.but(checkpoint=BASE, against=None), workers=3)
     parts, columns = ([step.key for step in made.stages()[stage]] for stage in ("spectra", "tables"))
     assert len(parts) == 2 * 3  # two layers of heads, attention, mlp
-    assert [[name for name in names if name in parts] for names in made.packs] == [parts[:2], parts[2:4], parts[4:]]
-    assert sum(made.packs, ()) == (*parts[:2], columns[0], *parts[2:4], columns[1], *parts[4:], *columns[2:])
-
-
-@pytest.mark.parametrize("workers", [0, -1])
-def test_without_a_worker_nothing_can_be_packed(workers: int) -> None:
-    with pytest.raises(ValueError, match="needs at least one worker"):
-        pack(evaluations(2), workers)
+    for names in (parts, columns):
+        shares = [[name for name in pack if name in names] for pack in made.packs]
+        assert sorted(name for share in shares for name in share) == sorted(names)
+        assert all(shares)
 
 
 def test_only_points_are_packed_and_the_plan_keeps_to_its_workers() -> None:
@@ -186,41 +161,81 @@ def test_only_points_are_packed_and_the_plan_keeps_to_its_workers() -> None:
 # ------------------------------------------------------------------------------------------------------------------- cost
 
 
-def test_training_costs_six_flops_per_weight_and_token() -> None:
-    tokens = 10_000_000
-    trained = TUNED.but(mixture=Mixture(name="m", parts=(Part(corpus=MATH, tokens=tokens),)))
-    assert gpu_hours(trained, RATE) == pytest.approx(6 * SHAPE.parameters * tokens / (0.5 * 1e12) / 3600)
-
-
-@given(st.integers(256, 10**12), st.integers(2, 100))
-def test_training_cost_is_proportional_to_tokens(tokens: int, factor: int) -> None:
-    def cost(budget: int) -> float:
-        return gpu_hours(TUNED.but(mixture=Mixture(name="m", parts=(Part(corpus=MATH, tokens=budget),))), RATE)
-
-    assert cost(tokens) > 0
-    assert cost(factor * tokens) == pytest.approx(factor * cost(tokens))
-
-
-def test_evaluation_cost_is_proportional_to_the_items_and_the_same_for_a_patched_model() -> None:
-    def cost(items: int, *, patched: bool = False) -> float:
-        protocol = PROTOCOL.but(tasks=(SUMS.but(items=items), HARNESS.but(limit=items)))
-        return gpu_hours(Evaluation(checkpoint=rewound_heads((0, 0)) if patched else TUNED, protocol=protocol), RATE)
-
-    assert cost(3) > 0
-    assert cost(300) == pytest.approx(100 * cost(3))
-    assert cost(3, patched=True) == cost(3)
-
-
-def test_a_decomposition_costs_its_gram_matrices_and_their_eigenvalues() -> None:
-    heads = (2 * 32 * 8**2 + 4 / 3 * 8**3) * 16  # q, k, v and o of four heads, 32 x 8
-    mlp = (2 * 48 * 32**2 + 4 / 3 * 32**3) * 3  # 48 x 32
-    assert gpu_hours(part("heads"), RATE) == pytest.approx(heads / (0.01 * 1e12) / 3600)
-    assert gpu_hours(part("mlp"), RATE) == pytest.approx(mlp / (0.01 * 1e12) / 3600)
-    assert gpu_hours(part("mlp").but(of="null", seed=0), RATE) == gpu_hours(part("mlp"), RATE)
-    assert gpu_hours(part("mlp").but(of="pair"), RATE) > 3 * gpu_hours(part("mlp"), RATE)
-
-
-def test_what_reads_no_tokens_costs_nothing_and_the_plan_sums_its_steps() -> None:
-    assert gpu_hours(SPECTRA, RATE) == gpu_hours(MATH, RATE) == 0.0
+def test_the_cost_of_a_plan_is_that_of_its_steps() -> None:
     steps = [TUNED, EVALUATION, *(part(scope).but(layer=layer) for scope in ("heads", "attention", "mlp") for layer in range(2))]
-    assert planned(EVALUATION).gpu_hours == pytest.approx(sum(gpu_hours(step, RATE) for step in steps))
+    assert planned(EVALUATION).gpu_hours == pytest.approx(sum(RATE.seconds(step) / 3600 for step in steps))
+
+
+def test_what_another_launch_builds_now_is_not_paid_for_here() -> None:
+    made = planned(TUNED, status=looks({key(TUNED): Status(State.RUNNING)}))
+    assert made.gpu_hours == 0.0
+    assert [step.reason for step in made.stages()["cpt"]] == ["another worker builds it now"]
+
+
+def test_points_are_counted_by_what_becomes_of_them() -> None:
+    points = evaluations(5)
+    states = [State.DONE, State.RUNNING, State.BLOCKED, State.FAILED, State.PLANNED]
+    known = {key(spec): Status(state) for spec, state in zip(points, states, strict=True)}
+    assert planned(*points, status=looks(known)).counts() == {"done": 1, "running elsewhere": 1, "to do": 2, "blocked before": 1}
+
+
+def test_a_step_that_needs_no_gpu_or_runs_on_a_cpu_costs_no_gpu_hours() -> None:
+    made = planned(MATH)
+    assert [step.on_gpu for step in made.steps] == [False]
+    here = plan.make([point(TUNED)], status=NOTHING_DONE, orders={}, workers=1, rates=Rates(DEVICES["cpu"]))
+    assert here.gpu_hours == 0.0
+    assert here.hours == pytest.approx(Rates(DEVICES["cpu"]).seconds(TUNED) / 3600)
+
+
+def test_the_time_on_the_wall_is_that_of_the_stages_one_after_the_other_shared_by_the_workers() -> None:
+    points = evaluations(6)
+    done_before = looks(done(TUNED, BASE, PROTOCOL))
+    seconds = RATE.seconds(points[0])
+    hours = [planned(*points, status=done_before, workers=6).wall_hours(workers) for workers in (1, 2, 6, 100)]
+    assert hours == pytest.approx([6 * seconds / 3600, 3 * seconds / 3600, seconds / 3600, seconds / 3600])
+    trained = planned(*points, status=looks(done(BASE, PROTOCOL)), workers=6).wall_hours(100)
+    assert trained == pytest.approx((RATE.seconds(TUNED) + seconds) / 3600)
+
+
+def test_the_disk_is_for_the_weights_that_are_written() -> None:
+    assert planned(EVALUATION).written == written(TUNED)
+    assert planned(PATCHED, EVALUATION).written == written(TUNED) + written(PATCHED)
+
+
+@pytest.mark.parametrize(("minutes", "packs"), [(0.5, 8), (1, 8), (2, 4), (3, 3), (8, 1), (1000, 1)])
+def test_packs_are_as_many_as_take_the_minutes_they_are_asked_to_take(minutes: float, packs: int) -> None:
+    one_minute = Rates(RATE.device, of_group={work(evaluations(1)[0]).group: 60.0})
+    points = [point(spec, f"point {index}") for index, spec in enumerate(evaluations(8))]
+    made = plan.make(points, status=looks(done(TUNED, BASE, PROTOCOL)), orders={}, workers=2, rates=one_minute, pack_minutes=minutes)
+    assert len(made.packs) == packs
+    assert made.measured == 8
+
+
+# ------------------------------------------------------------------------------------------------------------------- size
+
+
+def test_while_nothing_was_measured_a_stage_gets_several_packs_however_little_it_seems_to_be() -> None:
+    points = [point(spec, f"point {index}") for index, spec in enumerate(evaluations(8))]
+    look = looks(done(TUNED, BASE, PROTOCOL))
+    packs = [len(plan.make(points, status=look, orders={}, workers=count, pack_minutes=1000).packs) for count in (1000, 3)]
+    assert packs == [8, 3]
+
+
+@pytest.mark.slow
+def test_the_probes_of_a_greedy_ranking_are_needs_of_one_point_looked_at_once_each() -> None:
+    shape = SHAPE.but(num_layers=100, num_heads=100, num_kv_heads=100)
+    tuned, base = FOLDER.but(shape=shape), FOLDER.but(shape=shape, weights_digest="base")
+    probe = Probe(tuned=tuned, base=base, protocol=PROTOCOL)
+    greedy = Ranking(criterion="greedy", direction="descending", shape=shape, probe=probe)
+    half = Rewind(base=base, select=TopOf(ranking=greedy, fraction=0.5))
+    wanted = Evaluation(checkpoint=Patched(tuned=tuned, interventions=(half,)), protocol=PROTOCOL)
+    asked: Counter[str] = Counter()
+
+    def status(spec: Spec) -> Status:
+        asked[key(spec)] += 1
+        return Status(State.PLANNED)
+
+    made = plan.make([point(wanted)], status=status, orders={}, workers=16)
+    assert len(made.stages()["probe"]) == 10_001  # every head alone, and the tuned model itself
+    assert set(asked.values()) == {1}
+    assert sum(map(len, made.packs)) == 10_002

@@ -168,7 +168,7 @@ def test_stages_that_cannot_be_run_are_refused_before_slurm_is_asked(tmp_path: P
 
 def test_a_machine_without_slurm_is_told_what_it_can_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(ValueError, match=r"has no scontrol: log in to a node of a SLURM cluster, .* or stay .* hydra/launcher=local"):
+    with pytest.raises(ValueError, match=r"has no sinfo: log in to a node of a SLURM cluster, .* or stay .* hydra/launcher=local"):
         submit(tmp_path, [Stage("a", 1, 1)], DEV)
     with pytest.raises(ValueError, match="has no squeue"):
         job_states(["1"])
@@ -322,7 +322,7 @@ class TestOnARealCluster:
     def test_a_refused_request_leaves_nothing_queued_and_names_what_there_is(self, tmp_path: Path) -> None:
         launch = make_launch(tmp_path)
         stages = [Stage("held", packs=2, minutes=5)]
-        with pytest.raises(ValueError, match=r"refuses stage held: .*partition.* \(there are: dev\); correct the site's file"):
+        with pytest.raises(ValueError, match=r"refuses stage held: .*partition.* \(there are: dev, spare\); correct the site's file"):
             submit(launch, stages, DEV.model_copy(update={"partition": "nowhere"}))
         with pytest.raises(ValueError, match="unrecognized option '--nonsense=1'"):
             submit(launch, stages, DEV.model_copy(update={"extra": {"nonsense": "1"}}))

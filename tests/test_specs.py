@@ -31,6 +31,7 @@ from cpt_lab.interventions.members import Member
 from cpt_lab.interventions.prune_layers import FirstLayers, Layers
 from cpt_lab.interventions.soup import RoleWeights
 from cpt_lab.specs import (
+    SCHEMA,
     STORED,
     BuiltinCorpus,
     Heads,
@@ -323,6 +324,23 @@ def test_a_key_is_a_plain_folder_name_with_readable_words_and_64_bits_of_hash() 
     label, _, tail = key(spoken).rpartition("-")
     assert label == "my-corpus-part-1-2-" + "x" * 41
     assert tail == digest(spoken)[:16]
+
+
+SCALARS = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False, allow_infinity=False), st.text())
+CONTENT = st.recursive(SCALARS, lambda inner: st.one_of(st.lists(inner).map(tuple), st.dictionaries(st.text(), inner)), max_leaves=12)
+
+
+class Anything(Spec):
+    """A spec of any content."""
+
+    content: Any
+
+
+@given(CONTENT)
+def test_the_canonical_json_is_the_sorted_json_of_the_identity(content: Any) -> None:
+    spec = Anything(content=content)
+    whole = {"schema": SCHEMA, "spec": identity(spec)}
+    assert canonical_json(spec) == json.dumps(whole, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
 def test_the_canonical_json_states_the_schema_and_the_content_sorted_and_without_blanks() -> None:

@@ -14,7 +14,7 @@ import made_up_study as made
 from cpt_lab import tracking, tracking_client
 from cpt_lab.store import State, Store
 from cpt_lab.study import Study, resolved
-from cpt_lab.tracking import Synced, Tracking, TrackingUnavailable, initialise, log_figures, sync
+from cpt_lab.tracking import Synced, Tracking, TrackingUnavailable, initialise, log_figures, reconcile, sync
 
 pytestmark = pytest.mark.slow
 
@@ -284,3 +284,37 @@ def test_mlflow_accepts_the_names_we_make() -> None:
     for name in ("pass@1,create_test", "a//b", "..", "", "é", "x" * 300, "tiny_math/exact_match_strict"):
         _validate_metric_name(legal_name(name))
     assert legal_name("tiny_math/exact_match_strict") == "tiny_math/exact_match_strict"
+
+
+# -------------------------------------------------------------------------------------------------------------- reconciling
+
+
+def test_runs_left_open_by_a_killed_job_are_closed_and_changed_ones_mended(made_up: tuple[Store, Study, Tracking]) -> None:
+    store, study, settings = made_up
+    sync(store, study, settings)
+    wanted = statuses(settings)
+    with tracking_client.connected(settings) as client:
+        experiment = client.get_experiment_by_name(settings.experiment).experiment_id
+        found = tracking_client.find_runs(client, experiment, {"cpt.study": study.name})
+        point = next(run for identity, run in found.items() if identity.startswith("point"))
+        client.update_run(point.info.run_id, status="RUNNING")
+        client.set_tag(point.info.run_id, "cpt.state", "running")
+        tags = {"cpt.store": tracking.store_id(store), "cpt.study": study.name, "cpt.run": "of a killed job"}
+        client.create_run(experiment, tags=tags, run_name="zombie")
+    assert sync(store, study, settings).updated == 0  # what was remembered hides it
+    done = reconcile(store, study, settings)
+    assert (done.runs, done.mended, done.closed) == (RUNS + 1, 1, 2)
+    assert statuses(settings) == {**wanted, "zombie": "KILLED"}
+    assert reconcile(store, study, settings) == tracking.Reconciled(RUNS + 1, 0, 0)
+
+
+def test_a_run_that_somebody_deleted_is_written_again(made_up: tuple[Store, Study, Tracking]) -> None:
+    store, study, settings = made_up
+    sync(store, study, settings)
+    with tracking_client.connected(settings) as client:
+        experiment = client.get_experiment_by_name(settings.experiment).experiment_id
+        found = tracking_client.find_runs(client, experiment, {"cpt.study": study.name})
+        client.delete_run(next(run for identity, run in found.items() if identity.startswith("point")).info.run_id)
+    assert reconcile(store, study, settings).mended == 1
+    rows = query(settings, "select count(*) from runs where experiment_id != 0 and lifecycle_stage = 'active'")
+    assert rows == [(RUNS + 1,)]

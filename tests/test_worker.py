@@ -14,10 +14,11 @@ import pytest
 
 import toys
 from cpt_lab import study
+from cpt_lab.execution import Execution
 from cpt_lab.launch import Launch
 from cpt_lab.specs import Evaluation, Patched, Spec, key
 from cpt_lab.store import State, Store
-from cpt_lab.worker import FAILED, PREEMPTED, STOPPED
+from cpt_lab.worker import FAILED, NO_ROOM, PREEMPTED, STOPPED
 from processes import wait_for
 from spec_cases import BASE, DELTA_NORM, HUB_TOKENIZER, INST, MATH, PROTOCOL, RANDOM, SPECTRA, TEXT, TOKENS, TUNED, rewound, rewound_heads
 
@@ -182,7 +183,7 @@ def test_a_step_that_kills_its_worker_each_time_fails_after_the_allowed_attempts
     wait_for(lambda: not crew.working(), what="the end of the crew", seconds=LONG)
     store = launch.store()
     assert states(store, *deadly, *harmless) == [State.FAILED] * 3 + [State.DONE] * 2
-    assert store.status(MATH).message == "its worker died 2 times while building it; see log.txt"
+    assert store.status(MATH).message == "its worker ended without a word (2 times); see log.txt"
     assert {begun(root)[key(spec)] for spec in deadly} == {2}
 
 
@@ -225,20 +226,31 @@ def test_a_signal_that_a_library_swallows_stops_the_worker_after_the_step_in_han
     assert states(store, TEXT, TOKENS) == [State.DONE, State.QUEUED]
 
 
-def test_a_preempted_job_is_put_back_into_the_queue(root: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("number", "time", "code", "asked"),
+    [
+        (signal.SIGUSR2, "None", PREEMPTED, ["requeue 77"]),
+        (signal.SIGTERM, "2026-11-22T15:06:33", PREEMPTED, ["show job 77", "requeue 77"]),
+        (signal.SIGTERM, "None", STOPPED, ["show job 77"]),
+    ],
+)
+def test_a_preempted_job_is_put_back_into_the_queue_and_a_cancelled_one_is_not(
+    root: Path, tmp_path: Path, number: int, time: str, code: int, asked: list[str]
+) -> None:
     scontrol = tmp_path / "bin" / "scontrol"
     scontrol.parent.mkdir()
-    scontrol.write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/asked\n')
+    scontrol.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/asked\necho "PreemptEligibleTime=2026-11-22 PreemptTime={time}"\n')
     scontrol.chmod(scontrol.stat().st_mode | stat.S_IXUSR)
     launch = toys.told(root, [MATH])
     toys.write_script(root, {key(MATH): "hang"})
     job = {"SLURM_JOB_ID": "77", "PATH": f"{scontrol.parent}:{os.environ['PATH']}"}
     with toys.workers(launch, environment=job) as (worker,):
         wait_for_hanging(launch.store(), MATH)
-        worker.send_signal(signal.SIGUSR2)
-        assert codes([worker]) == [PREEMPTED]
-    assert (tmp_path / "asked").read_text().strip() == "requeue 77"
-    assert launch.store().status(MATH).job == "77"
+        worker.send_signal(number)
+        assert codes([worker]) == [code]
+    assert (tmp_path / "asked").read_text().splitlines() == asked
+    status = launch.store().status(MATH)
+    assert (status.job, status.state) == ("77", State.PREEMPTED if code == PREEMPTED else State.CANCELLED)
 
 
 def test_a_worker_that_waits_for_anothers_step_stops_at_once(root: Path) -> None:
@@ -306,7 +318,7 @@ def test_a_worker_that_finds_a_step_lost_too_often_gives_it_up(root: Path) -> No
     assert states(store, MATH) == [State.LOST]
     assert run(launch) == [FAILED]
     assert toys.notes(root) == []
-    assert store.status(MATH).message == "its worker died 3 times while building it; see log.txt"
+    assert store.status(MATH).message == "its worker ended without a word (3 times); see log.txt"
 
 
 def test_a_crew_that_is_stopped_hands_back_what_it_builds(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -318,3 +330,96 @@ def test_a_crew_that_is_stopped_hands_back_what_it_builds(root: Path, monkeypatc
     crew.stop()
     assert not crew.working()
     assert states(launch.store(), MATH, TEXT) == [State.CANCELLED, State.CANCELLED]
+
+
+# ------------------------------------------------------------------------------------------- points that harm their worker
+
+
+def by_crew(launch: Launch, patch: pytest.MonkeyPatch, count: int = 1) -> None:
+    crew = toys.crew(launch, patch, count)
+    try:
+        wait_for(lambda: not crew.working(), what="the end of the crew", seconds=LONG)
+    finally:
+        crew.stop()
+
+
+def leftovers(root: Path) -> list[Path]:
+    """What only a step that is being built may have."""
+    return [path for pattern in (".product-*", "lease.json", ".lease-*", ".takeover-*") for path in root.glob(f"*/*/{pattern}")]
+
+
+def test_a_point_that_runs_out_of_memory_is_built_with_half_the_batches_until_it_fits(root: Path) -> None:
+    launch = toys.told(root, [MATH, TEXT])
+    toys.write_script(root, {key(MATH): "large 16"})
+    assert run(launch) == [0]
+    store = launch.store()
+    assert attempts(root)[key(MATH)] == 1
+    assert begun(root)[key(MATH)] == 3
+    assert store.provenance(MATH)["execution"]["halvings"] == 2
+    assert [path.name for path in store.product(MATH).iterdir()] == ["results.json"]
+    assert "CUDA out of memory. Tried to allocate 2.00 GiB; once more with half the batches" in (store.folder(MATH) / "log.txt").read_text()
+
+
+def test_a_point_that_does_not_fit_with_the_smallest_batches_fails_with_the_reason(root: Path) -> None:
+    launch = toys.told(root, [MATH, TEXT])
+    toys.write_script(root, {key(MATH): "large 0"})
+    assert run(launch) == [FAILED]
+    assert launch.store().status(MATH).message == "RuntimeError: CUDA out of memory. Tried to allocate 2.00 GiB"
+    assert states(launch.store(), MATH, TEXT) == [State.FAILED, State.DONE]
+
+
+@pytest.mark.parametrize(
+    ("script", "message"),
+    [
+        ("segfault", "its worker ended without a word (2 times); see log.txt"),
+        ("leave", "its worker ended without a word (2 times); see log.txt"),
+        ("poison", "RuntimeError: CUDA error: an illegal memory access was encountered (2 times); see log.txt"),
+    ],
+)
+def test_a_point_that_spoils_its_process_is_tried_by_another_one_and_given_up_in_the_end(
+    root: Path, monkeypatch: pytest.MonkeyPatch, script: str, message: str
+) -> None:
+    launch = toys.told(root, [MATH, TEXT, INST])
+    toys.write_script(root, {key(MATH): script})
+    by_crew(launch, monkeypatch)
+    store = launch.store()
+    assert states(store, MATH, TEXT, INST) == [State.FAILED, State.DONE, State.DONE]
+    assert store.status(MATH).message == message
+    processes = [process for process, name in toys.notes(root) if name == key(MATH)]
+    assert len(set(processes)) == len(processes) == 2
+    assert leftovers(root) == []
+
+
+def test_a_point_that_exits_is_that_points_failure_alone(root: Path) -> None:
+    launch = toys.told(root, [MATH, TEXT])
+    toys.write_script(root, {key(MATH): "exit"})
+    assert run(launch) == [FAILED]
+    assert states(launch.store(), MATH, TEXT) == [State.FAILED, State.DONE]
+    assert launch.store().status(MATH).message == "SystemExit: 0"
+
+
+@pytest.mark.parametrize("script", ["hang", "hang dead"])
+def test_a_point_that_hangs_is_given_up_with_its_process_and_the_others_are_done(
+    root: Path, monkeypatch: pytest.MonkeyPatch, script: str
+) -> None:
+    launch = toys.told(root, [MATH, TEXT], how=Execution(point_minutes=0.5 / 60))
+    toys.write_script(root, {key(MATH): script})
+    monkeypatch.setenv("TOY_GRACE_SECONDS", "0.5")
+    by_crew(launch, monkeypatch)
+    store = launch.store()
+    assert states(store, MATH, TEXT) == [State.FAILED, State.DONE]
+    said = "its worker ended without a word" if script == "hang dead" else "not finished after 0.00833333 minutes"
+    assert store.status(MATH).message == f"{said} (2 times); see log.txt"
+    assert leftovers(root) == []
+
+
+def test_a_store_without_room_ends_the_worker_and_no_point_is_to_blame(root: Path) -> None:
+    launch = toys.told(root, [MATH, TEXT])
+    toys.write_script(root, {key(MATH): "no space", key(TEXT): "no space"})
+    with toys.workers(launch) as (worker,):
+        said, _ = worker.communicate(timeout=LONG)
+    assert worker.returncode == NO_ROOM
+    assert f"stopped: {root} cannot be written (No space left on device); the same command goes on from here" in said
+    assert State.FAILED not in states(launch.store(), MATH, TEXT)
+    toys.write_script(root, {})
+    assert run(launch) == [0]

@@ -5,14 +5,18 @@ What a build does is said by a script, key -> one of SCRIPTS, which the test may
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
+import time
 import types
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,39 +27,59 @@ from cpt_lab.launch import Launch
 from cpt_lab.specs import Ranking, Spec, key
 from cpt_lab.store import Store, Workspace, read_json
 from cpt_lab.study import Point, Study
+from cpt_lab.tracking_settings import Tracking
 
-SCRIPTS = ("hang", "hang deaf", "die", "fail")
+SCRIPTS = ("hang", "hang deaf", "hang dead", "die", "segfault", "leave", "exit", "fail", "poison", "large N", "gate", "no space")
 if TYPE_CHECKING:
     import pytest
 
     from cpt_lab import local
+    from cpt_lab.build import Workshop
 
 ORDER = tuple((layer, head) for layer in (1, 0) for head in range(4))
 TESTS = Path(__file__).parent
+CUSTOMIZE = f"import sys\nsys.path.append({str(TESTS)!r})\nimport toys\ntoys.install()\n"
 
 
 def install() -> None:
     """Replace the builders of this process; sitecustomize calls it in workers. torch has nothing to do here and is not imported."""
-    from cpt_lab import build
+    from cpt_lab import build, deadline, lease
 
     sys.modules["torch"] = types.SimpleNamespace(set_num_threads=lambda _: None)  # type: ignore[assignment]
+    deadline.GRACE_SECONDS = float(os.environ.get("TOY_GRACE_SECONDS", deadline.GRACE_SECONDS))
+    lease.BEAT_SECONDS = float(os.environ.get("TOY_BEAT_SECONDS", lease.BEAT_SECONDS))
+    hours, host = float(os.environ.get("TOY_CLOCK_HOURS", 0)), os.environ.get("TOY_HOST", socket.gethostname())
+    clock = time.time
+    time.time, socket.gethostname = (lambda: clock() + 3600 * hours), (lambda: host)
     for kind in build.BUILDERS:
         build.BUILDERS[kind] = toy
 
 
-def toy(workshop: object, spec: Spec, work: Workspace) -> None:
+def toy(workshop: Workshop, spec: Spec, work: Workspace) -> None:
     """Note who builds what, then do what the script says."""
-    del workshop
     root = work.folder.parents[1]
     with (root / "notes.txt").open("a") as file:
         file.write(f"{os.getpid()} {key(spec)}\n")
     if isinstance(spec, Ranking):
         (work.product / "ranking.json").write_text(json.dumps({"order": ORDER}))
     (work.product / "results.json").write_text("{}")
-    act(str(read_json(root / "script.json").get(key(spec), "")), work)
+    act(str(read_json(root / "script.json").get(key(spec), "")), work, workshop)
 
 
-def act(script: str, work: Workspace) -> None:
+def act(script: str, work: Workspace, workshop: Workshop) -> None:
+    word, _, argument = script.partition(" ")
+    if word == "large" and workshop.how.rows(64) > int(argument):
+        (work.product / "half").touch()
+        raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB")
+    if word == "gate":
+        (work.folder / "hanging").touch()
+        while not (work.folder.parents[1] / "open").exists():
+            threading.Event().wait(0.05)
+    if script in ENDS:
+        ENDS[script]()
+    if script == "hang dead":  # code that never lets another thread run: one long step of compiled code
+        (work.folder / "hanging").touch()
+        ctypes.PyDLL(None).sleep(3600)
     if script.startswith("hang"):
         (work.folder / "hanging").touch()
         while True:
@@ -65,10 +89,21 @@ def act(script: str, work: Workspace) -> None:
                 if script != "hang deaf":  # a library that swallows what a signal raises
                     raise
                 return
-    if script == "die":
-        os.kill(os.getpid(), signal.SIGKILL)
-    if script == "fail":
-        raise ValueError("told to fail")
+
+
+def fail(error: Exception) -> None:
+    raise error
+
+
+ENDS: dict[str, Callable[[], object]] = {
+    "die": lambda: os.kill(os.getpid(), signal.SIGKILL),
+    "segfault": lambda: os.kill(os.getpid(), signal.SIGSEGV),
+    "leave": lambda: os._exit(3),
+    "exit": lambda: sys.exit(0),
+    "fail": lambda: fail(ValueError("told to fail")),
+    "poison": lambda: fail(RuntimeError("CUDA error: an illegal memory access was encountered")),
+    "no space": lambda: fail(OSError(errno.ENOSPC, "No space left on device")),
+}
 
 
 def write_script(root: Path, actions: dict[str, str]) -> None:
@@ -82,10 +117,10 @@ def notes(root: Path) -> list[tuple[int, str]]:
     return [(int(process), name) for process, name in map(str.split, lines)]
 
 
-def told(root: Path, specs: Sequence[Spec], *, packs: int = 2, max_attempts: int = 2) -> Launch:
+def told(root: Path, specs: Sequence[Spec], *, packs: int = 2, max_attempts: int = 2, how: Execution | None = None) -> Launch:
     """A launch of a study whose points are these specs."""
     store = Store(root)
-    return prepared(store, planned(store, specs, packs=packs), max_attempts=max_attempts)
+    return prepared(store, planned(store, specs, packs=packs), max_attempts=max_attempts, how=how)
 
 
 def planned(store: Store, specs: Sequence[Spec], *, packs: int = 2) -> plan.Plan:
@@ -93,9 +128,18 @@ def planned(store: Store, specs: Sequence[Spec], *, packs: int = 2) -> plan.Plan
     return plan.make(points, status=store.status, orders=study.orders(store, list(specs)), workers=packs)
 
 
-def prepared(store: Store, made: plan.Plan, *, max_attempts: int = 2) -> Launch:
-    asked = Study(name="toys", command="python -m cpt_lab +experiment=toys", points=made.points)
-    return launch.prepare(made, asked, store, where="local", how=Execution(), max_attempts=max_attempts)
+def prepared(
+    store: Store,
+    made: plan.Plan,
+    *,
+    max_attempts: int = 2,
+    how: Execution | None = None,
+    where: str = "local",
+    tracking: Tracking | None = None,
+) -> Launch:
+    asked = Study(name="toys", command="python -m cpt_lab +experiment=toys", points=made.points, tracking=tracking or Tracking(kind="off"))
+    study.save(store, asked)
+    return launch.prepare(made, asked, store, where=where, how=how or Execution(), max_attempts=max_attempts)
 
 
 def crew(told: Launch, patch: pytest.MonkeyPatch, count: int = 2) -> local.Crew:
@@ -132,5 +176,6 @@ def customized(told: Launch) -> Path:
     """A folder for PYTHONPATH that turns every Python started with it into a toy worker."""
     folder = told.results.parent / "toys"
     folder.mkdir(exist_ok=True)
-    (folder / "sitecustomize.py").write_text(f"import sys\nsys.path.append({str(TESTS)!r})\nimport toys\ntoys.install()\n")
+    if not (folder / "sitecustomize.py").exists():  # the disk may be read-only by now
+        (folder / "sitecustomize.py").write_text(CUSTOMIZE)
     return folder

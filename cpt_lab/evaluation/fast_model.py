@@ -11,10 +11,11 @@ from cpt_lab.evaluation.boundaries import Boundaries, weights_below
 from cpt_lab.evaluation.eval_plan import Part, Prompt, TaskPlan
 from cpt_lab.evaluation.generation import write_answers
 from cpt_lab.evaluation.loglikelihood import Question, log_likelihoods, pack
-from cpt_lab.evaluation.memory import is_out_of_memory, kept_bytes, rows_that_fit
+from cpt_lab.evaluation.memory import kept_bytes, rows_that_fit
 from cpt_lab.evaluation.prefix_attention import Prefix, Rows
 from cpt_lab.evaluation.reader import Reader
 from cpt_lab.evaluation.writing import Stops, chances
+from cpt_lab.failures import is_out_of_memory
 
 Answer = str | tuple[float, bool]
 Answers = dict[tuple[int, int], Answer]  # by place of the request and repetition

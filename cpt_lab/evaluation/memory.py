@@ -1,4 +1,4 @@
-"""How much fits: batch sizes from free memory, room for what is kept from model to model, and what running out of it looks like."""
+"""How much fits: batch sizes from free memory, and room for what is kept from model to model."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import torch
 FOR_ROWS = 0.4  # of the free memory, for the largest batch
 FOR_KEEPING = 0.125  # of the free memory, for what is kept between models; workers beside this one take theirs
 MOST_ROWS = {"cpu": 64, "cuda": 2048}  # beyond it nothing is gained: a CPU is busy already, a GPU waits for its own scores
-SHORTAGE = ("out of memory", "not enough memory", "can't allocate memory")
 
 
 def free_bytes(device: torch.device) -> int:
@@ -35,8 +34,3 @@ def rows_that_fit(model: Any, *, read: int, written: int) -> int:
     passing = read * (8 * config.hidden_size + 3 * mlp)
     row = size * (remembered + passing) + 4 * 4 * config.vocab_size
     return max(1, min(MOST_ROWS[model.device.type], int(FOR_ROWS * free_bytes(model.device) / row)))
-
-
-def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether torch says that memory is short: a GPU has an error of its own, a CPU only words."""
-    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in SHORTAGE)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
@@ -46,7 +46,7 @@ class Sides:
         if how.mode == "fast" and not why:
             encoder = self._reference(model)
             self._plans = {task.name: plan_task(task, encoder, model.generation_config) for task in tasks}
-            self._fast = FastModel(tuple(self._plans.values()), tokenizer, model, batch=how.eval_batch, seed=seed)
+            self._fast = FastModel(tuple(self._plans.values()), tokenizer, model, batch=_rows(how), seed=seed)
         self._digests = {name: plan.digest() if self._is_fast(plan) else "" for name, plan in self._plans.items()}
 
     def begin(self, model: Any, on_rows: Callable[[int], None]) -> None:
@@ -89,7 +89,12 @@ class Sides:
 
     def _reference(self, model: Any) -> LanguageModel:
         batch = REFERENCE_BATCH if self._how.eval_batch == "auto" else self._how.eval_batch
-        return LanguageModel(model, self._tokenizer, batch=batch, on_rows=self._on_rows)
+        return LanguageModel(model, self._tokenizer, batch=self._how.rows(batch), on_rows=self._on_rows)
+
+
+def _rows(how: Execution) -> int | Literal["auto"]:
+    """Rows of a batch of the fast model, which finds out itself what fits."""
+    return how.eval_batch if how.eval_batch == "auto" else how.rows(how.eval_batch)
 
 
 def _max_length(model: Any, tokenizer: Any) -> int:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self
 
 from pydantic import BaseModel, Field, SerializeAsAny, field_validator, model_validator
 
-from cpt_lab.specs.base import Spec, identity
+from cpt_lab.specs.base import Spec, canonical_json
 from cpt_lab.specs.checkpoints import Checkpoint, ModelShape
 from cpt_lab.specs.rankings import Ranking, Unit
 
@@ -78,7 +78,7 @@ class Patched(Spec):
         known: dict[str, Checkpoint] = {}
         for change in self.interventions:
             for name, source in change.sources().items():
-                if identity(known.setdefault(name, source)) != identity(source):
+                if canonical_json(known.setdefault(name, source)) != canonical_json(source):
                     raise ValueError(f"the interventions call two checkpoints by the name {name}: give each a name of its own")
         return self
 

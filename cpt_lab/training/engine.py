@@ -85,6 +85,7 @@ def build_train_module(shape: ModelShape, recipe: Recipe, *, start: Path | None,
             f"micro-batches of {sequences} sequences do not divide a batch of {recipe.batch_sequences}: "
             "choose a divisor of training.batch_sequences"
         )
+    sequences = next(rows for rows in range(how.rows(sequences), 0, -1) if recipe.batch_sequences % rows == 0)
     optimiser = AdamWConfig(
         lr=recipe.lr,
         betas=recipe.betas,

@@ -1,0 +1,87 @@
+"""What a plan costs, in words: packs, hours of GPUs or cores, time on the wall, disk; and the refusal of more than a budget."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+
+from cpt_lab import specs
+from cpt_lab.plan import PACKED, Plan
+from cpt_lab.provenance import gpu_name
+from cpt_lab.rates import CPU, DEVICES, H100
+from cpt_lab.site import Site
+from cpt_lab.study import Point
+
+BIG_MODEL = 500_000_000  # weights; above this a CPU is no place to work, and whoever plans here will run elsewhere
+LEAST_HOURS = 0.01  # that are worth a line
+LEAST_BYTES = 50_000_000
+
+
+def device(site: Site, where: str, points: Sequence[Point]) -> str:
+    """The device that estimates are for: the site's GPU, this machine's, or, to plan what neither has, an H100."""
+    if site.gpu is not None:
+        return site.gpu
+    if where == "slurm":
+        return H100.device.name if site.gpus_per_node else CPU
+    here = gpu_name()
+    if here:
+        return next((name for name in DEVICES if name.lower() in here.lower()), H100.device.name)
+    largest = max((_weights(point.spec) for point in points), default=0)
+    return CPU if largest <= BIG_MODEL else H100.device.name
+
+
+def check_budget(todo: Plan, gpu_hours: float | None) -> None:
+    """ValueError if the plan's estimate is above the budget."""
+    if gpu_hours is not None and todo.gpu_hours > gpu_hours:
+        raise ValueError(
+            f"the plan needs about {todo.gpu_hours:,.1f} GPU hours and budget.gpu_hours allows {gpu_hours:,.1f}: "
+            "raise it, or ask for fewer points, items or tokens"
+        )
+
+
+def lines(todo: Plan, workers: int) -> list[str]:
+    """Packs, cost, time with so many workers at a time, and disk, each if there is something to say."""
+    found = [_packs(todo)] if todo.packs else []
+    if todo.hours >= LEAST_HOURS:
+        found += [_cost(todo), f"time: about {_hours(todo.wall_hours(workers))} with {workers} at a time, once they run"]
+    if todo.written >= LEAST_BYTES:
+        found.append(f"disk: about {todo.written / 1e9:,.1f} GB will be written")
+    return found
+
+
+def _packs(todo: Plan) -> str:
+    """How many tasks share which stage, and how long the shortest, the middle and the longest of them take."""
+    seconds = {step.key: step.seconds for step in todo.steps}
+    said = []
+    for stage, steps in todo.stages().items():
+        if stage in PACKED:
+            inside = {step.key for step in steps}
+            shares = [share for names in todo.packs if (share := [name for name in names if name in inside])]
+            sizes = [len(share) for share in shares]
+            minutes = statistics.median(sum(seconds[name] for name in share) for share in shares) / 60
+            span = f"{min(sizes)}" if min(sizes) == max(sizes) else f"{min(sizes)} to {max(sizes)}"
+            said.append(f"{stage} {len(shares)} of {span}" + (f" (about {minutes:,.0f} min each)" if minutes >= 1 else ""))
+    return f"packs: {', '.join(said)}; points of one model and protocol lie together"
+
+
+def _cost(todo: Plan) -> str:
+    rate = todo.rates.device
+    hours, kind = (todo.hours, "core hours") if rate.name == CPU else (todo.gpu_hours, "GPU hours")
+    shares = (
+        f"{100 * rate.train_share:g} % of its peak in training, {100 * rate.read_share:g} % in evaluation, "
+        f"{100 * rate.spectra_share:g} % in eigenvalues"
+    )
+    name = "a CPU core" if rate.name == CPU else f"an {rate.name}"
+    known = f"{todo.measured} of {todo.todo} steps as earlier ones took, the rest " if todo.measured else ""
+    return f"cost: about {hours:,.2f} {kind}, {known}from FLOP counts: {name} at {shares}"
+
+
+def _hours(hours: float) -> str:
+    return f"{hours * 60:,.0f} minutes" if hours < 2 else f"{hours:,.1f} hours"
+
+
+def _weights(spec: specs.Spec) -> int:
+    if isinstance(spec, specs.Evaluation):
+        return spec.loaded.shape.parameters
+    shape = getattr(spec, "shape", None) or getattr(getattr(spec, "checkpoint", None), "shape", None)
+    return shape.parameters if isinstance(shape, specs.ModelShape) else 0

@@ -1,0 +1,228 @@
+"""Fault drills on a real SLURM of three nodes: whatever happens, every point is done once, nothing half stands about, MLflow agrees."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import toys
+from cpt_lab import slurm, tracking
+from cpt_lab.launch import load
+from cpt_lab.specs import key
+from cpt_lab.store import State
+from cpt_lab.tracking_settings import Tracking
+from devcluster_fixture import running_devcluster, wait_for
+from drills import POINTS, SITE, VICTIM, Drill, check_mlflow, check_once, submit, told
+
+pytestmark = [pytest.mark.slow, pytest.mark.slurm]
+
+LAUNCH_ELSEWHERE = """
+import sys
+from pathlib import Path
+sys.path.append(sys.argv[2])
+import drills
+drill = drills.submit(drills.told(Path(sys.argv[1])), drills.SITE.model_copy(update={"extra": {"hold": True}}))
+print(drill.told.folder, *drill.tasks)
+"""
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Path]:
+    with running_devcluster("--nodes", "3") as folder:
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def mlflow(tmp_path_factory: pytest.TempPathFactory) -> Tracking:
+    """One database for all drills: making one takes seconds. Each store is a study of its own in it."""
+    folder = tmp_path_factory.mktemp("mlflow")
+    settings = Tracking(uri=f"sqlite:///{folder}/mlflow.db", artifact_root=str(folder / "artifacts"))
+    tracking.initialise(settings)
+    return settings
+
+
+@pytest.fixture
+def root(tmp_path: Path, cluster: Path) -> Path:
+    del cluster  # it runs
+    return tmp_path / "results"
+
+
+@pytest.fixture
+def drill(root: Path) -> Drill:
+    """Two workers of one launch, one of which stands in the victim."""
+    begun = submit(told(root))
+    begun.wait_until_reached()
+    return begun
+
+
+def victims_process(root: Path) -> int:
+    """The worker that builds the victim."""
+    return next(process for process, name in reversed(toys.notes(root)) if name == key(VICTIM))
+
+
+def environment(process: int) -> dict[str, str]:
+    pairs = Path(f"/proc/{process}/environ").read_bytes().decode(errors="replace").split("\0")
+    return {name: value for name, _, value in (pair.partition("=") for pair in pairs)}
+
+
+def task_of(process: int) -> list[int]:
+    """All Python processes of the same task."""
+    job = environment(process)["SLURM_JOB_ID"]
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if (folder / "comm").read_text().startswith("python") and environment(int(folder.name)).get("SLURM_JOB_ID") == job:
+                found.append(int(folder.name))
+        except OSError:
+            continue
+    return found
+
+
+def ask(*command: str) -> str:
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout.strip()
+
+
+def relaunch(root: Path) -> Drill:
+    """The same command again."""
+    (root / "open").touch()
+    return submit(told(root))
+
+
+# ---------------------------------------------------------------------------------------------------------- what is killed
+
+
+def test_kill_9_of_a_worker(drill: Drill, mlflow: Tracking) -> None:
+    os.kill(victims_process(drill.root), signal.SIGKILL)
+    drill.open()
+    assert drill.wait_for_end() == ["COMPLETED", "COMPLETED"]
+    check_once(drill.root, again=[VICTIM])
+    check_mlflow(drill.root, mlflow)
+    assert drill.store.status(VICTIM).attempts == 2
+
+
+def test_kill_9_of_everything_of_a_task(drill: Drill, mlflow: Tracking) -> None:
+    for process in task_of(victims_process(drill.root)):
+        os.kill(process, signal.SIGKILL)
+    drill.open()
+    assert sorted(drill.wait_for_end()) == ["COMPLETED", "FAILED"]
+    check_once(drill.root, again=[VICTIM])
+    check_mlflow(drill.root, mlflow)
+
+
+def test_a_point_that_kills_every_worker_is_given_up_and_costs_no_other_point(root: Path) -> None:
+    launch = told(root)
+    toys.write_script(root, {key(VICTIM): "segfault"})
+    ended = submit(launch)
+    assert ended.wait_for_end() == ["FAILED", "FAILED"]
+    states = {key(spec): ended.store.status(spec).state for spec in POINTS}
+    assert states.pop(key(VICTIM)) is State.FAILED
+    assert set(states.values()) == {State.DONE}
+    assert ended.store.status(VICTIM).message == "its worker ended without a word (4 times); see log.txt"
+
+
+def test_scancel(drill: Drill, mlflow: Tracking) -> None:
+    slurm.cancel(drill.tasks)
+    assert set(drill.wait_for_end()) <= {"CANCELLED", "COMPLETED"}
+    status = drill.store.status(VICTIM)
+    assert (status.state, status.message) == (State.CANCELLED, "handed back by a signal")
+    again = relaunch(drill.root)
+    assert again.wait_for_end() == ["COMPLETED", "COMPLETED"]
+    check_once(drill.root, again=[VICTIM])
+    check_mlflow(drill.root, mlflow)
+
+
+# ------------------------------------------------------------------------------------------------------- what SLURM takes away
+
+
+def test_preemption_by_a_higher_partition_requeues_and_goes_on(root: Path, mlflow: Tracking) -> None:
+    drill = submit(told(root), SITE.model_copy(update={"partition": "spare"}))
+    drill.wait_until_reached()
+    better = ask("sbatch", "--parsable", "--partition=dev", "--nodes=3", "--exclusive", "--time=5", "--output=/dev/null", "--wrap=sleep 1")
+    wait_for(lambda: drill.store.status(VICTIM).state is State.PREEMPTED, what="the handing back")
+    drill.open()
+    wait_for(lambda: set(slurm.job_states([better]).values()) == {"COMPLETED"}, what="the better job")
+    assert drill.wait_for_end() == ["COMPLETED", "COMPLETED"]
+    check_once(root, again=[VICTIM])
+    check_mlflow(root, mlflow)
+
+
+def test_the_time_limit_hands_back_requeues_and_goes_on(root: Path, mlflow: Tracking) -> None:
+    drill = submit(told(root), SITE.model_copy(update={"minutes": 1}))
+    drill.wait_until_reached()
+    wait_for(lambda: drill.store.status(VICTIM).state is State.PREEMPTED, what="the signal before the limit", seconds=90)
+    drill.open()
+    assert drill.wait_for_end() == ["COMPLETED", "COMPLETED"]
+    check_once(root, again=[VICTIM])
+    check_mlflow(root, mlflow)
+
+
+def test_a_node_that_goes_down(drill: Drill, mlflow: Tracking) -> None:
+    process = victims_process(drill.root)
+    node = environment(process)["SLURMD_NODENAME"]
+    try:
+        ask("scontrol", "update", f"nodename={node}", "state=down", "reason=drill")
+        for one in task_of(process) if Path(f"/proc/{process}").exists() else []:  # its power is gone as well
+            os.kill(one, signal.SIGKILL)
+        drill.open()
+        assert drill.wait_for_end() == ["COMPLETED", "COMPLETED"]  # the task of the dead node was queued again
+    finally:  # it may have come back by itself
+        subprocess.run(["scontrol", "update", f"nodename={node}", "state=resume"], check=False, timeout=60, capture_output=True)
+    check_once(drill.root, again=[VICTIM])
+    check_mlflow(drill.root, mlflow)
+
+
+def test_a_controller_that_goes_and_comes_back_in_mid_sweep(drill: Drill, cluster: Path, mlflow: Tracking) -> None:
+    pid = int((cluster / "run" / "slurmctld.pid").read_text())
+    os.kill(pid, signal.SIGTERM)  # not SIGKILL: in the first seconds it would forget that it had started these jobs
+    wait_for(lambda: not Path(f"/proc/{pid}").exists(), what="the controller's end")
+    wait_for(lambda: sum(map(drill.store.is_done, POINTS)) == len(POINTS) - 1, what="work without a controller")
+    with pytest.raises(ValueError, match="squeue"):
+        drill.states()
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}  # a pipe would stay open in the daemon
+    subprocess.run(["slurmctld", "-f", str(cluster / "slurm.conf")], check=True, timeout=60, **quiet)
+    wait_for(
+        lambda: "UP" in subprocess.run(["scontrol", "ping"], capture_output=True, text=True, check=False).stdout, what="the controller"
+    )
+    drill.open()
+    assert drill.wait_for_end() == ["COMPLETED", "COMPLETED"]
+    check_once(drill.root)
+    check_mlflow(drill.root, mlflow)
+
+
+# ----------------------------------------------------------------------------------------------------------- what people do
+
+
+def test_two_launches_of_one_study_at_once(root: Path, mlflow: Tracking) -> None:
+    first, second = told(root), told(root)
+    begun = [submit(launch) for launch in (first, second)]
+    begun[0].wait_until_reached()
+    begun[0].open()
+    assert [one.wait_for_end() for one in begun] == [["COMPLETED"] * 2] * 2
+    check_once(root)
+    check_mlflow(root, mlflow)
+
+
+def test_code_that_is_edited_while_jobs_wait(root: Path, tmp_path: Path, mlflow: Tracking) -> None:
+    copy = tmp_path / "checkout"
+    for name in ("cpt_lab", "conf", "launchers", "analysis"):
+        shutil.copytree(toys.TESTS.parent / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+    place = {**os.environ, "PYTHONPATH": f"{copy}:{toys.TESTS}"}
+    command = [sys.executable, "-c", LAUNCH_ELSEWHERE, str(root), str(toys.TESTS)]
+    launched = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60, env=place, cwd=tmp_path)
+    assert launched.returncode == 0, launched.stderr
+    folder, *tasks = launched.stdout.split()
+    for name in ("worker.py", "specs/base.py", "store.py"):
+        (copy / "cpt_lab" / name).write_text("raise SystemExit('edited')\n")
+    ask("scontrol", "release", tasks[0].split("_")[0])
+    drill = Drill(load(Path(folder)), tuple(tasks))
+    drill.open()
+    assert drill.wait_for_end() == ["COMPLETED", "COMPLETED"]
+    check_once(root)
+    check_mlflow(root, mlflow)
