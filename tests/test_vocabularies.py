@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from command_line import here
 from compositions import points
-from cpt_lab import launch, model_card, preflight, report
+from cpt_lab import launch, model_card, preflight, report, roster
 from cpt_lab.build import Workshop, ensure
 from cpt_lab.execution import Execution
 from cpt_lab.specs import HubCheckpoint, Patched
@@ -169,7 +169,7 @@ def test_the_warning_is_recorded_with_the_result_and_stands_in_status_and_card(
     ensure(workshop, point.spec)
     (warning,) = warnings(workshop.store, point.spec)
     assert warning.startswith("the tokenizers of tuned and base differ")
-    report.show_status(workshop.store, Study(name="soups", points=(point,)))
+    report.show_status(workshop.store, roster.of(workshop.store, Study(name="soups", points=(point,))))
     assert f"warning: {warning} (1 result)" in capsys.readouterr().out
     assert isinstance(point.spec, Patched)
     assert f"## Warnings\n\n- {warning}\n" in model_card.text(point.spec, (), workshop.store, command="")
