@@ -154,9 +154,10 @@ def test_preemption_by_a_higher_partition_requeues_and_goes_on(root: Path, mlflo
 
 
 def test_the_time_limit_hands_back_requeues_and_goes_on(root: Path, mlflow: Tracking) -> None:
-    drill = submit(told(root), SITE.model_copy(update={"minutes": 1}))
+    # Not one minute: SLURM sends the signal up to a minute early, and could meet a process that does not listen yet.
+    drill = submit(told(root), SITE.model_copy(update={"minutes": 2}))
     drill.wait_until_reached()
-    wait_for(lambda: drill.store.status(VICTIM).state is State.PREEMPTED, what="the signal before the limit", seconds=90)
+    wait_for(lambda: drill.store.status(VICTIM).state is State.PREEMPTED, what="the signal before the limit", seconds=150)
     drill.open()
     assert drill.wait_for_end() == ["COMPLETED", "COMPLETED"]
     check_once(root, again=[VICTIM])
