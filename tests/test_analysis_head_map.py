@@ -11,6 +11,7 @@ import pytest
 import made_up_study as made_up
 from analysis import FIGURES, head_map, results
 from cpt_lab import report
+from cpt_lab import study as studies
 from cpt_lab.orderings import build_ranking
 from cpt_lab.specs import Ranking
 from cpt_lab.store import Store
@@ -82,6 +83,7 @@ def test_a_study_of_rankings_is_drawn_without_being_asked_and_its_order_is_print
 ) -> None:
     store, study = finished(tmp_path, order())
     assert [path.name for path in report.draw(store, study)] == ["head_map_random-seed0.png", "head_map_random-seed0.html"]
+    studies.save(store, study)
     report.show_end(store, study, [], "")
     said = capsys.readouterr().out
     assert f"ranking: {store.product(order())}" in said
