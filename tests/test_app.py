@@ -36,6 +36,7 @@ def planned(tmp_path_factory: pytest.TempPathFactory) -> tuple[Answer, Path]:
     return there("plan", "+experiment=rewind_7b", "results=results", cwd=folder, environment=bare), folder
 
 
+@pytest.mark.slow
 def test_the_plan_of_the_7b_rewind_says_what_is_to_do_and_what_is_missing(planned: tuple[Answer, Path]) -> None:
     answer, _ = planned
     assert answer.code == 0

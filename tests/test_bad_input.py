@@ -196,6 +196,7 @@ def test_an_unknown_verb_or_study_is_refused_with_the_known_ones(tmp_path: Path,
     assert expected in here(*words, f"results={tmp_path}").refusal
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "words",
     [

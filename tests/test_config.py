@@ -73,6 +73,7 @@ def test_fast_composition_equals_composing_each_point_whole(experiment: str) -> 
             assert chosen == experiment
 
 
+@pytest.mark.slow
 def test_fast_composition_does_not_mix_up_points_of_several_choices() -> None:
     words = [
         "protocol=tiny,perplexity",
@@ -232,6 +233,7 @@ def test_an_integer_and_a_whole_float_are_one_key() -> None:
     assert key(one.spec) == key(other.spec)
 
 
+@pytest.mark.slow
 def test_columns_are_short_where_that_is_unambiguous() -> None:
     groups = named("mixture=tiny_math,tiny_text", "mixture@reference.mixture=tiny_math,tiny_text", "intervention.fraction=0,1")
     assert list(groups[0]) == ["mixture", "mixture@reference.mixture", "fraction"]

@@ -140,6 +140,7 @@ def folders(tmp_path: Path, written: str) -> tuple[str, ...]:
     return tuple(word for name in NAMES for word in (f"{name}.from=folder", f"{name}.path={tmp_path / name}"))
 
 
+@pytest.mark.slow
 def test_a_plan_warns_once_of_all_its_points(tmp_path: Path, folders: tuple[str, ...]) -> None:
     words = ("intervention=rewind", "criterion=delta_norm", "intervention.fraction=0.25,0.5")
     answer = here("plan", *folders, *words, f"results={tmp_path / 'results'}")
@@ -148,6 +149,7 @@ def test_a_plan_warns_once_of_all_its_points(tmp_path: Path, folders: tuple[str,
     assert "warning" not in same.out
 
 
+@pytest.mark.slow
 def test_a_run_warns_before_it_launches_anything(tmp_path: Path, folders: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     def no_launch(*_: Any, **__: Any) -> None:
         raise ValueError("it would launch now")

@@ -295,6 +295,7 @@ def test_kill_9_of_one_worker_leaves_nothing_undone_and_nothing_done_twice(root:
     assert len(list((root / "evaluations").glob("*/DONE"))) == 4
 
 
+@pytest.mark.slow
 def test_after_all_workers_were_killed_the_next_launch_builds_only_what_is_missing(root: Path) -> None:
     launch = toys.told(root, POINTS)
     toys.write_script(root, {key(DELTA_NORM): "hang", key(scored(TUNED)): "hang"})
@@ -368,6 +369,7 @@ def test_a_point_that_does_not_fit_with_the_smallest_batches_fails_with_the_reas
     assert states(launch.store(), MATH, TEXT) == [State.FAILED, State.DONE]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("script", "message"),
     [
@@ -398,6 +400,7 @@ def test_a_point_that_exits_is_that_points_failure_alone(root: Path) -> None:
     assert launch.store().status(MATH).message == "SystemExit: 0"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script", ["hang", "hang dead"])
 def test_a_point_that_hangs_is_given_up_with_its_process_and_the_others_are_done(
     root: Path, monkeypatch: pytest.MonkeyPatch, script: str
