@@ -91,6 +91,15 @@ def rewound_heads(*heads: tuple[int, int]) -> Patched:
     return Patched(tuned=TUNED, interventions=(Rewind(base=BASE, select=Heads(heads=heads)),))
 
 
+def rewind_of(spec: Spec) -> Rewind:
+    """The one change of an evaluated checkpoint, a rewind."""
+    assert isinstance(spec, Evaluation)
+    assert isinstance(spec.checkpoint, Patched)
+    (change,) = spec.checkpoint.interventions
+    assert isinstance(change, Rewind)
+    return change
+
+
 PATCHED = rewound(DELTA_NORM)
 EVALUATION = Evaluation(checkpoint=PATCHED, protocol=PROTOCOL)
 PROMPTS = Prompts(protocol=PROTOCOL)

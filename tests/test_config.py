@@ -13,11 +13,11 @@ from compositions import CONF, composed, hydra, points, whole
 from cpt_lab import config
 from cpt_lab import points as points_of
 from cpt_lab.app import in_each_point
-from cpt_lab.interventions.rewind import Rewind
-from cpt_lab.specs import Evaluation, HubCheckpoint, Patched, Spec, Spectra, TopOf, TrainedCheckpoint, key
+from cpt_lab.specs import Evaluation, HubCheckpoint, Spec, Spectra, TopOf, TrainedCheckpoint, key
 from cpt_lab.spectra import PRESETS
 from cpt_lab.spectra.choice import chosen
 from hydra_plugins.cpt_packed._compose import compose
+from spec_cases import rewind_of
 
 GROUPS = {
     group.name: sorted(path.stem for path in group.glob("*.yaml"))
@@ -322,14 +322,6 @@ def named(*words: str) -> list[dict[str, str]]:
     """The columns of each point of a sweep."""
     with hydra("intervention=rewind", *words) as (_, _, sweep):
         return points_of.named(sweep)
-
-
-def rewind_of(spec: Spec) -> Rewind:
-    assert isinstance(spec, Evaluation)
-    assert isinstance(spec.checkpoint, Patched)
-    (change,) = spec.checkpoint.interventions
-    assert isinstance(change, Rewind)
-    return change
 
 
 def selection(spec: Spec) -> TopOf:

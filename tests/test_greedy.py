@@ -20,11 +20,11 @@ from cpt_lab.launch import Launch
 from cpt_lab.orderings import build_ranking, ranking
 from cpt_lab.orderings.greedy import found_share, reliability
 from cpt_lab.site import Site
-from cpt_lab.specs import Evaluation, Patched, Probe, Ranking, Spec, TopOf, key, parse
+from cpt_lab.specs import Evaluation, Patched, Probe, Ranking, TopOf, key, parse
 from cpt_lab.store import State, Store
 from cpt_lab.worker import Worker
 from factory import workspace
-from spec_cases import BASE, PROTOCOL, RANDOM, SHAPE, TUNED, rewound_heads
+from spec_cases import BASE, PROTOCOL, RANDOM, SHAPE, TUNED, rewind_of, rewound_heads
 from spec_cases import rewound as rewound_by
 
 PROBE = Probe(tuned=TUNED, base=BASE, protocol=PROTOCOL)
@@ -81,14 +81,6 @@ def test_a_share_of_layers_or_matrices_is_rewound_as_heads_or_matrices() -> None
     every = change.but(select=TopOf(ranking=matrices, fraction=1)).settled()
     assert every is not None
     assert len(every.patch(SHAPE).edits) == 4
-
-
-def rewind_of(spec: Spec) -> Rewind:
-    assert isinstance(spec, Evaluation)
-    assert isinstance(spec.checkpoint, Patched)
-    (change,) = spec.checkpoint.interventions
-    assert isinstance(change, Rewind)
-    return change
 
 
 # ------------------------------------------------------------------------------------------------------- plan and workers

@@ -19,7 +19,7 @@ from cpt_lab.internals.similarity import gram, linear_cka
 from cpt_lab.names import unknown
 from cpt_lab.patch import LiveModel
 from cpt_lab.specs import AttentionEntropy, Checkpoint, LayerSimilarity, Patched, Prompts, Spec
-from cpt_lab.specs.internals import loaded
+from cpt_lab.specs.patched import loaded
 from cpt_lab.store import Workspace
 
 Product = Callable[[Spec], Path]

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from cpt_lab.specs.base import Spec
 from cpt_lab.specs.checkpoints import Checkpoint, FolderCheckpoint, HubCheckpoint, TrainedCheckpoint
-from cpt_lab.specs.patched import Patched
+from cpt_lab.specs.patched import Patched, loaded, weights_of
 from cpt_lab.specs.protocols import Protocol
 
 
@@ -22,14 +22,12 @@ class Evaluation(Spec):
     protocol: Protocol
 
     def needs(self) -> tuple[Spec, ...]:
-        checkpoint = self.checkpoint
-        weights = checkpoint.needs() if isinstance(checkpoint, Patched) else (checkpoint,)
-        return (self.protocol, *weights)
+        return (self.protocol, *weights_of(self.checkpoint))
 
     @property
     def loaded(self) -> Checkpoint:
         """The checkpoint that a worker loads (and edits) to score this point."""
-        return self.checkpoint.tuned if isinstance(self.checkpoint, Patched) else self.checkpoint
+        return loaded(self.checkpoint)
 
     def label(self) -> str:
         return f"{self.protocol.label()}-{self.checkpoint.label()}"

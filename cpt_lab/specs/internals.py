@@ -7,8 +7,8 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from cpt_lab.specs.base import Spec
-from cpt_lab.specs.checkpoints import Checkpoint, FolderCheckpoint, HubCheckpoint, TrainedCheckpoint
-from cpt_lab.specs.patched import Patched
+from cpt_lab.specs.checkpoints import FolderCheckpoint, HubCheckpoint, TrainedCheckpoint
+from cpt_lab.specs.patched import Patched, weights_of
 from cpt_lab.specs.protocols import Protocol
 
 Weights = Annotated[HubCheckpoint | FolderCheckpoint | TrainedCheckpoint | Patched, Field(discriminator="kind")]
@@ -36,7 +36,7 @@ class AttentionEntropy(Spec):
     prompts: Prompts
 
     def needs(self) -> tuple[Spec, ...]:
-        return (self.prompts.protocol, *_weights(self.checkpoint))
+        return (self.prompts.protocol, *weights_of(self.checkpoint))
 
     def label(self) -> str:
         return f"entropy-{self.prompts.label()}-{self.checkpoint.label()}"
@@ -53,16 +53,7 @@ class LayerSimilarity(Spec):
     prompts: Prompts
 
     def needs(self) -> tuple[Spec, ...]:
-        return (self.prompts.protocol, *_weights(self.checkpoint), *_weights(self.against))
+        return (self.prompts.protocol, *weights_of(self.checkpoint), *weights_of(self.against))
 
     def label(self) -> str:
         return f"cka-{self.prompts.label()}-{self.checkpoint.label()}"
-
-
-def loaded(checkpoint: Checkpoint | Patched) -> Checkpoint:
-    """The checkpoint that is in memory before edits are applied."""
-    return checkpoint.tuned if isinstance(checkpoint, Patched) else checkpoint
-
-
-def _weights(checkpoint: Checkpoint | Patched) -> tuple[Spec, ...]:
-    return checkpoint.needs() if isinstance(checkpoint, Patched) else (checkpoint,)

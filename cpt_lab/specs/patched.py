@@ -93,3 +93,13 @@ class Patched(Spec):
 
     def label(self) -> str:
         return "-".join(change.label() for change in self.interventions)
+
+
+def loaded(checkpoint: Checkpoint | Patched) -> Checkpoint:
+    """The checkpoint that a worker loads, and edits where there is something to edit."""
+    return checkpoint.tuned if isinstance(checkpoint, Patched) else checkpoint
+
+
+def weights_of(checkpoint: Checkpoint | Patched) -> tuple[Spec, ...]:
+    """What must be there before a checkpoint can be in memory: of a patched one what it is made of, not its copy on disk."""
+    return checkpoint.needs() if isinstance(checkpoint, Patched) else (checkpoint,)
