@@ -29,8 +29,9 @@ launch, stage, pack = pathlib.Path(sys.argv[1]), sys.argv[3], int(sys.argv[5])
 said = {"argv": sys.argv[1:], "code": str(pathlib.Path(cpt_lab.__file__).parents[1]), "version": VERSION, "cwd": os.getcwd(),
         "environment": dict(os.environ), "before": sorted(path.name for path in launch.glob("*.json"))}
 def write(name):
-    (launch / (name + ".new")).write_text(json.dumps(said))
-    os.replace(launch / (name + ".new"), launch / (name + ".json"))
+    new = launch / f"{name}.{pack}.new"  # two packs may say the same thing at once
+    new.write_text(json.dumps(said))
+    os.replace(new, launch / (name + ".json"))
 if stage == "signalled":
     def stop(number, frame):
         write(signal.Signals(number).name)
