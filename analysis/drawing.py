@@ -1,5 +1,6 @@
-"""A figure as data: panels of marks with labelled axes, and tables of cells. What is drawn is decided here once; `printed` and `interactive`
-only say how it looks on paper and on a page, so that tests compare what is drawn and not pixels.
+"""A figure as data: panels of marks with labelled axes, and tables of cells.
+
+What is drawn is decided once; `printed` and `interactive` only say how it looks on paper and on a page. Tests compare what is drawn.
 """
 
 from __future__ import annotations
