@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 ENDS = (0.0, 1.0)  # where every order rewinds the same: nothing, or all
 Values = NDArray[np.float64]
+Place = tuple[float, float, str]  # value, standard error over documents, key of the evaluation
+NOWHERE: Place = (float("nan"), float("nan"), "")
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,7 @@ class Curve:
     values: Values  # seeds x fractions
     errors: Values  # standard errors over documents, seeds x fractions
     also: str = ""  # what else the sweep varies: "kv=never"
+    keys: tuple[tuple[str, ...], ...] = ()  # of the evaluations, seeds x fractions; empty where there is no such point
 
     @property
     def family(self) -> str:
@@ -90,29 +93,31 @@ def _alike(rewound: pd.DataFrame, rows: pd.DataFrame, others: list[str]) -> pd.D
 
 def _curve(names: tuple[Any, ...], rows: pd.DataFrame, metric: str, *, others: list[str], alike: pd.DataFrame) -> Curve:
     ends = {end: _end(alike, metric, end) for end in ENDS}
-    known = [end for end, (value, _) in ends.items() if np.isfinite(value)]
+    known = [end for end, (value, _, _) in ends.items() if np.isfinite(value)]
     fractions = sorted({float(fraction) for fraction in rows["fraction"]} | set(known))
     repeats = [name for name in rows.columns if name.endswith("seed")]
     seeds = [seed_rows for _, seed_rows in rows.groupby(repeats, sort=True, dropna=False)]
     points = [_along(seed_rows, metric, fractions, ends) for seed_rows in seeds]
-    values, errors = (np.array([[pair[which] for pair in row] for row in points]) for which in (0, 1))
+    values, errors = (np.array([[place[which] for place in row] for row in points], dtype=np.float64) for which in (0, 1))
     also = ", ".join(f"{name}={value}" for name, value in zip(others, names[2:], strict=True))
-    return Curve(str(names[0]), str(names[1]), tuple(fractions), values, errors, also)
+    keys = tuple(tuple(name for _, _, name in row) for row in points)
+    return Curve(str(names[0]), str(names[1]), tuple(fractions), values, errors, also, keys)
 
 
-def _along(rows: pd.DataFrame, metric: str, fractions: list[float], ends: dict[float, tuple[float, float]]) -> list[tuple[float, float]]:
-    """(value, standard error) at each fraction."""
-    missing = (float("nan"), float("nan"))
-    pairs: Any = zip(rows[metric], rows[f"{metric}{STDERR}"], strict=True)
-    found = dict(zip((float(fraction) for fraction in rows["fraction"]), pairs, strict=True))
-    return [found.get(fraction, ends.get(fraction, missing)) for fraction in fractions]
+def _along(rows: pd.DataFrame, metric: str, fractions: list[float], ends: dict[float, Place]) -> list[Place]:
+    """The evaluation at each fraction, that of the end where the order has none of its own."""
+    found = dict(zip((float(fraction) for fraction in rows["fraction"]), _places(rows, metric), strict=True))
+    return [found.get(fraction, ends.get(fraction, NOWHERE)) for fraction in fractions]
 
 
-def _end(rows: pd.DataFrame, metric: str, end: float) -> tuple[float, float]:
+def _end(rows: pd.DataFrame, metric: str, end: float) -> Place:
     done = rows[(rows["fraction"] == end) & rows[metric].notna()]
-    if done.empty:
-        return float("nan"), float("nan")
-    return float(done[metric].iloc[0]), float(done[f"{metric}{STDERR}"].iloc[0])
+    return NOWHERE if done.empty else _places(done.iloc[:1], metric)[0]
+
+
+def _places(rows: pd.DataFrame, metric: str) -> list[Place]:
+    columns = (rows[metric].astype(float), rows[f"{metric}{STDERR}"].astype(float), rows["key"])
+    return list(zip(*columns, strict=True))
 
 
 def _mean(column: Values) -> float:

@@ -134,11 +134,12 @@ class Heat:
 
 @dataclass(frozen=True)
 class Reference:
-    """A thin line at one value across the panel, or a chord between two points, with its name."""
+    """A thin line at one value across the panel, or a chord between two points (x, y), with its name."""
 
     label: str
     y: float | None = None
     x: float | None = None
+    chord: tuple[tuple[float, float], tuple[float, float]] | None = None
     look: Look = Look("#222222", "dotted", width=0.9)
 
 
@@ -226,7 +227,7 @@ def _rows(panel: Panel, mark: Mark) -> Iterator[dict[str, Any]]:
             for (row, column), cell in np.ndenumerate(mark.cells):
                 yield {**common, "row": _name(mark.rows, row), "column": _name(mark.columns, column), "y": float(cell)}
         case Reference():
-            yield {**common, "x": mark.x, "y": mark.y}
+            yield from ({**common, "x": x, "y": y} for x, y in mark.chord or ((mark.x, mark.y),))
 
 
 def _columns(common: dict[str, Any], **columns: Values | None) -> Iterator[dict[str, Any]]:

@@ -1,11 +1,19 @@
-"""A study as one table: a row per point, a column per choice and per metric. Needs neither torch nor MLflow."""
+"""Studies as one table: a row per point, a column per choice and per metric; and the products that lie behind it. Needs no torch."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from cpt_lab.specs import Evaluation, Ranking, Spec, TopOf, key, rankings_of
+import numpy as np
+from numpy.typing import NDArray
+
+from analysis import lineage
+from cpt_lab.names import unknown
+from cpt_lab.specs import Evaluation, Ranking, Spec, Spectra, TopOf, closure, key, rankings_of
 from cpt_lab.store import State, Store
 from cpt_lab.study import Point, Study, point_status, resolved, scores
 
@@ -15,28 +23,153 @@ if TYPE_CHECKING:
 STDERR = "__stderr"
 PLURALS = {"head": "heads", "matrix": "matrices", "layer": "layers"}
 UNFINISHED = (State.PLANNED, State.QUEUED, State.RUNNING, State.PREEMPTED)
+Kind = TypeVar("Kind", bound=Spec)
+
+
+@dataclass(frozen=True)
+class Found(Generic[Kind]):
+    """A finished point: its spec and the folder of its product."""
+
+    point: Point
+    spec: Kind
+    product: Path
+
+
+@dataclass(frozen=True)
+class SpectraOf:
+    """A finished table of spectra, read when it is asked for."""
+
+    spec: Spectra
+    product: Path
+
+    def table(self) -> pd.DataFrame:
+        """A row per head and matrix: layer, role, head, and the measures of the spec."""
+        return _read(self.product / "table.parquet")
+
+    def indices(self) -> pd.DataFrame:
+        """A row per singular value; ValueError if the study did not ask for them."""
+        if not self.spec.indices:
+            raise ValueError(f"{key(self.spec)} has no row per singular value: add spectra.indices=true and run the study again")
+        return _read(self.product / "indices.parquet")
+
+
+class Results:
+    """What every figure is built from: the points of one study or of several, and the products behind them."""
+
+    def __init__(self, store: Store, studies: Sequence[Study]) -> None:
+        if not studies:
+            raise ValueError("results of no study: name at least one")
+        self.store = store
+        self.studies = tuple(studies)
+
+    @property
+    def name(self) -> str:
+        return "+".join(study.name for study in self.studies)
+
+    @property
+    def question(self) -> str:
+        """What the first study asks that asks anything."""
+        return next((study.question for study in self.studies if study.question), "")
+
+    @cached_property
+    def points(self) -> pd.DataFrame:
+        """The `frame`s of all studies below each other, with a column `study` and those of `lineage`."""
+        import pandas as pd
+
+        frames = [frame(self.store, study) for study in self.studies]
+        attrs = [table.attrs for table in frames]
+        for table, study in zip(frames, self.studies, strict=True):
+            table.attrs = {}  # pandas compares them, and they hold whole specs
+            table.insert(0, "study", study.name)
+        whole = frames[0] if len(frames) == 1 else pd.concat([table.astype(object) for table in frames], ignore_index=True).infer_objects()
+        whole.attrs = _joined(attrs, self)
+        return whole
+
+    @cached_property
+    def resolved(self) -> dict[str, Spec]:
+        """Key -> the spec of every point, as far as its ranking is known."""
+        return {key(spec): spec for study in self.studies for spec in resolved(self.store, study.points).values()}
+
+    def metric(self, name: str | None = None) -> str:
+        """This metric, or without a name the primary one; ValueError if nothing is finished, KeyError for a metric that was not scored."""
+        known = metric_names(self.points)
+        if name and name not in known:
+            raise KeyError(unknown("metric", name, known))
+        return name or known[0]
+
+    def documents(self, of: str, columns: Sequence[str] | None = None) -> pd.DataFrame:
+        """The outcome of every document of a finished evaluation, by its key: task, document and a column per metric."""
+        return _read(self.store.root / Evaluation.FOLDER / of / "product" / "samples.parquet", columns)
+
+    def outcomes(self, of: str, task: str, column: str) -> tuple[NDArray[np.object_], NDArray[np.float64]] | None:
+        """(documents, what each contributed to the metric) of one task of a finished evaluation; None without such a column."""
+        import pyarrow.parquet as parquet
+
+        file = parquet.ParquetFile(self.store.root / Evaluation.FOLDER / of / "product" / "samples.parquet")
+        if column not in file.schema_arrow.names:
+            return None
+        read = file.read(columns=["task", "document", column], use_threads=False)
+        mine = read.column("task").to_numpy() == task
+        return read.column("document").to_numpy()[mine], read.column(column).to_numpy()[mine].astype(np.float64)
+
+    def has(self, of: str) -> bool:
+        """Whether the evaluation of this key is finished, as a point of these studies or of any other."""
+        return (self.store.root / Evaluation.FOLDER / of / "DONE").exists()
+
+    @cached_property
+    def rankings(self) -> list[tuple[Ranking, Path]]:
+        """The finished rankings that points are, or wait for, each once, with their products."""
+        found: list[tuple[Ranking, Path]] = self.points.attrs["rankings"]
+        return found
+
+    @cached_property
+    def tables(self) -> list[SpectraOf]:
+        """The finished tables of spectra that points are, or that their rankings read, each once."""
+        asked = [point.spec for study in self.studies for point in study.points]
+        rankings = [spec for spec in asked if isinstance(spec, Ranking)] + [ranking for spec in asked for ranking in rankings_of(spec)]
+        wanted = [spec for spec in asked if isinstance(spec, Spectra)] + [table for ranking in rankings for table in ranking.spectra]
+        once = {key(spec): spec for spec in wanted}.values()
+        return [SpectraOf(spec, self.store.product(spec)) for spec in once if self.store.is_done(spec)]
+
+    def of_kind(self, kind: type[Kind]) -> list[Found[Kind]]:
+        """Every finished point whose spec is of this kind."""
+        found = []
+        for study in self.studies:
+            specs = resolved(self.store, study.points)
+            for point in study.points:
+                spec = specs[point.name]
+                if isinstance(spec, kind) and self.store.is_done(spec):
+                    found.append(Found(point, spec, self.store.product(spec)))
+        return found
+
+    def needed(self, kind: type[Kind]) -> list[tuple[Kind, Path]]:
+        """Every finished spec of this kind that points are or need (training runs, corpora), each once, with its product."""
+        wanted = closure([point.spec for study in self.studies for point in study.points])
+        return [(spec, self.store.product(spec)) for spec in wanted if isinstance(spec, kind) and self.store.is_done(spec)]
 
 
 def frame(store: Store, study: Study) -> pd.DataFrame:
     """One row per point: name, what varies, state, message, each metric's `<task>/<metric>` and `<task>/<metric>__stderr`, key.
 
-    Rewound points always have the columns criterion, direction, fraction and seed, whether the study varies them or not. `attrs` holds
-    study, question, varies (the columns of the sweep), protocol, primary (the name of the main metric), rankings (with their products, as
-    far as they are finished), units (the kinds that are rewound), and per metric n (documents), part (of the items, where not all were
-    scored) and higher_is_better.
+    Rewound points always have the columns criterion, direction, fraction and seed, whether the study varies them or not, and every point
+    those of `lineage`. `attrs` holds study, question, varies (the columns of the sweep), protocol, protocols (name by key), primary (the
+    name of the main metric), rankings (with their products, as far as they are finished), units (the kinds that are rewound), and per
+    metric n (documents), part (of the items, where not all were scored) and higher_is_better.
     """
     import pandas as pd
 
     specs = resolved(store, study.points)
-    found = {point.name: scores(store, specs[point.name]) for point in study.points}
-    rows = [{**_choices(point), **_outcome(store, specs[point.name], found[point.name])} for point in study.points]
+    found = {key(spec): _scored(store, spec) for spec in specs.values()}
+    rows = [_row(store, point, specs[point.name], found) for point in study.points]
     table = pd.DataFrame(rows)
     metrics = {name: metric for results in found.values() for name, metric in results.get("metrics", {}).items()}
+    protocols = {key(point.spec.protocol): point.spec.protocol.name for point in study.points if isinstance(point.spec, Evaluation)}
     table.attrs = {
         "study": study.name,
         "question": study.question,
         "varies": list(dict.fromkeys(name for point in study.points for name in point.varies)),
-        "protocol": next((point.spec.protocol.name for point in study.points if isinstance(point.spec, Evaluation)), ""),
+        "protocol": next(iter(protocols.values()), ""),
+        "protocols": protocols,
         "primary": next((results["primary"] for results in found.values() if results), ""),
         "rankings": _rankings(store, study),
         "units": sorted({select.ranking.unit for point in study.points for select in _selects(point.spec)}),
@@ -83,8 +216,26 @@ def _rankings(store: Store, study: Study) -> list[tuple[Ranking, Path]]:
     return [(ranking, store.product(ranking)) for ranking in {key(each): each for each in found}.values() if store.is_done(ranking)]
 
 
-def _choices(point: Point) -> dict[str, Any]:
-    return {"name": point.name, **_rewound(point.spec), **point.varies}
+def _row(store: Store, point: Point, spec: Spec, found: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+    """What was chosen, where the checkpoint comes from, and how it went."""
+    choices = {"name": point.name, **_rewound(point.spec), **point.varies}
+    origin = {name: value for name, value in lineage.columns(point.spec).items() if value is not None or name not in choices}
+    status = point_status(store, spec)
+    columns: dict[str, Any] = {**choices, **origin, "state": status.state.value, "message": status.message}
+    for name, metric in found[key(spec)].get("metrics", {}).items():
+        columns[name] = _number(metric["value"])
+        columns[f"{name}{STDERR}"] = _number(metric["stderr"])
+    return {**columns, "key": key(spec)}
+
+
+def _scored(store: Store, spec: Spec) -> dict[str, Any]:
+    """The scores of a finished evaluation; ValueError if they are not written as this version writes them."""
+    results = scores(store, spec)
+    metrics = results.get("metrics", {})
+    written = {"value", "stderr", "n", "higher_is_better"}
+    if results and not ("primary" in results and isinstance(metrics, dict) and all(written <= set(metric) for metric in metrics.values())):
+        raise ValueError(f"the results of {key(spec)} were written by another version of cpt_lab: use that one, or another results folder")
+    return results
 
 
 def _rewound(spec: Spec) -> dict[str, Any]:
@@ -102,13 +253,26 @@ def _selects(spec: Spec) -> list[TopOf]:
     return [change.select for change in changes if isinstance(getattr(change, "select", None), TopOf)]
 
 
-def _outcome(store: Store, spec: Spec, results: dict[str, Any]) -> dict[str, Any]:
-    status = point_status(store, spec)
-    columns: dict[str, Any] = {"state": status.state.value, "message": status.message}
-    for name, metric in results.get("metrics", {}).items():
-        columns[name] = _number(metric["value"])
-        columns[f"{name}{STDERR}"] = _number(metric["stderr"])
-    return {**columns, "key": key(spec)}
+def _joined(attrs: Sequence[dict[str, Any]], results: Results) -> dict[str, Any]:
+    """What several tables know, as one."""
+    first, *others = attrs
+    if not others:
+        return first
+    joined: dict[str, Any] = {"study": results.name, "question": results.question}
+    for name in ("protocol", "primary"):
+        joined[name] = next((each[name] for each in attrs if each[name]), "")
+    for name in ("protocols", "n", "part", "higher_is_better"):
+        joined[name] = {key: value for each in attrs for key, value in each[name].items()}
+    for name in ("varies", "units"):
+        joined[name] = list(dict.fromkeys(value for each in attrs for value in each[name]))
+    rankings = {key(ranking): (ranking, path) for each in attrs for ranking, path in each["rankings"]}
+    return {**joined, "rankings": list(rankings.values())}
+
+
+def _read(file: Path, columns: Sequence[str] | None = None) -> pd.DataFrame:
+    import pandas as pd
+
+    return pd.read_parquet(file, columns=None if columns is None else list(columns))
 
 
 def _number(value: float | None) -> float:

@@ -257,6 +257,12 @@ def _fingerprint(workshop: Workshop, spec: specs.Fingerprint, work: Workspace) -
     fingerprint.build_fingerprint(spec, workshop.products(spec.needs()), work, workshop.how)
 
 
+def _rotations(workshop: Workshop, spec: specs.Rotations, work: Workspace) -> None:
+    from cpt_lab.spectra import rotations
+
+    rotations.build_rotations(spec, workshop.products(spec.needs()), work, workshop.how)
+
+
 def _ranking(workshop: Workshop, spec: specs.Ranking, work: Workspace) -> None:
     from cpt_lab import orderings
 
@@ -273,6 +279,12 @@ def _attention_entropy(workshop: Workshop, spec: specs.AttentionEntropy, work: W
     from cpt_lab.internals import tables
 
     tables.build_entropy(spec, work, product=workshop.product, how=workshop.how)
+
+
+def _attention_maps(workshop: Workshop, spec: specs.AttentionMaps, work: Workspace) -> None:
+    from cpt_lab.internals import tables
+
+    tables.build_maps(spec, work, product=workshop.product, how=workshop.how)
 
 
 def _layer_similarity(workshop: Workshop, spec: specs.LayerSimilarity, work: Workspace) -> None:
@@ -316,9 +328,11 @@ BUILDERS: dict[type[Spec], Callable[[Workshop, Any, Workspace], None]] = {
     specs.SpectralColumns: _spectral_columns,
     specs.Spectra: _spectra,
     specs.Fingerprint: _fingerprint,
+    specs.Rotations: _rotations,
     specs.Ranking: _ranking,
     specs.Correlation: _correlation,
     specs.AttentionEntropy: _attention_entropy,
+    specs.AttentionMaps: _attention_maps,
     specs.LayerSimilarity: _layer_similarity,
     specs.Patched: _patched,
     specs.Protocol: _protocol,

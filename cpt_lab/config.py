@@ -21,7 +21,17 @@ class _Model(BaseModel):
 
 
 TargetName = Literal[
-    "train", "spectra", "fingerprint", "rank", "correlate", "evaluate", "materialize", "attention_entropy", "layer_similarity"
+    "train",
+    "spectra",
+    "fingerprint",
+    "rank",
+    "correlate",
+    "evaluate",
+    "materialize",
+    "attention_entropy",
+    "attention_maps",
+    "layer_similarity",
+    "rotations",
 ]
 _Part = TypeVar("_Part", bound=BaseModel)
 
@@ -84,11 +94,26 @@ class ProtocolConfig(_Model):
 
 
 class InternalsConfig(_Model):
-    """What a model reads while it is watched; of target=attention_entropy and target=layer_similarity."""
+    """What a model reads while it is watched; of target=attention_entropy, attention_maps and layer_similarity."""
 
     prompts: int = Field(gt=0)
     task: str | None = None
     against: str
+    prompt: int = Field(gt=0)
+    layers: tuple[int, ...] | None
+    heads: tuple[int, ...]
+    cells: int = Field(gt=0)
+
+
+class RotationsConfig(_Model):
+    """Of which matrices the rotation of singular vectors is kept as pictures; of target=rotations."""
+
+    of: str
+    against: str
+    layers: tuple[int, ...] | None
+    roles: tuple[str, ...] | None
+    corner: int = Field(gt=0)
+    blocks: int = Field(gt=0)
 
 
 class FingerprintConfig(_Model):
@@ -180,6 +205,7 @@ class Config(_Model):
     criterion: CriterionConfig
     spectra: SpectraConfig
     fingerprint: FingerprintConfig
+    rotations: RotationsConfig
     internals: InternalsConfig
     other_criterion: CriterionConfig | None = None
     protocol: ProtocolConfig
@@ -290,8 +316,10 @@ def _check_results(results: Path) -> None:
 
 
 def _check_figures(figures: Sequence[str]) -> None:
-    from analysis import FIGURES
+    if not figures:
+        return
+    from analysis.figures import REGISTRY
 
     for name in figures:
-        if name not in FIGURES:
-            raise ValueError(unknown("figure", name, FIGURES))
+        if name not in REGISTRY:
+            raise ValueError(unknown("figure", name, REGISTRY))

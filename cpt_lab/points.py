@@ -74,18 +74,26 @@ def _attention_entropy(config: Config) -> specs.AttentionEntropy:
     return specs.AttentionEntropy(checkpoint=_patched(config), prompts=_prompts(config))
 
 
+def _attention_maps(config: Config) -> specs.AttentionMaps:
+    asked = config.internals
+    shown = {"layers": asked.layers, "heads": asked.heads, "cells": asked.cells}
+    return validated(
+        specs.AttentionMaps, {"checkpoint": _patched(config), "prompts": _prompts(config, count=asked.prompt), **shown}, "internals"
+    )
+
+
 def _layer_similarity(config: Config) -> specs.LayerSimilarity:
     against = _checkpoint(config, config.internals.against)
     return specs.LayerSimilarity(checkpoint=_patched(config), against=against, prompts=_prompts(config))
 
 
-def _prompts(config: Config) -> specs.Prompts:
+def _prompts(config: Config, *, count: int | None = None) -> specs.Prompts:
     asked = config.internals
     protocol = _protocol(config, config.protocol)
     names = [task.name for task in protocol.tasks]
     if asked.task is not None and asked.task not in names:
         raise ValueError(f"internals.task: {unknown(f'task of protocol {protocol.name}', asked.task, names)}")
-    return specs.Prompts(protocol=protocol, task=asked.task, count=asked.prompts)
+    return specs.Prompts(protocol=protocol, task=asked.task, count=asked.prompts if count is None else count)
 
 
 def _correlation(config: Config) -> specs.Correlation:
@@ -240,6 +248,16 @@ def _fingerprint(config: Config) -> specs.Fingerprint:
     )
 
 
+def _rotations(config: Config) -> specs.Rotations:
+    asked = config.rotations
+    if asked.against == asked.of:
+        raise ValueError(f"rotations.of and rotations.against are both {asked.of}: compare two checkpoints")
+    checkpoint, against = (_checkpoint(config, name) for name in (asked.of, asked.against))
+    _same_shape(checkpoint, against, names=(asked.of, asked.against))
+    settings = asked.model_dump(exclude={"of", "against"})
+    return validated(specs.Rotations, {"checkpoint": checkpoint, "against": against, **settings}, "rotations")
+
+
 def _patched(config: Config) -> specs.Checkpoint | specs.Patched:
     tuned = _checkpoint(config, "tuned")
     changes = chain.interventions(config, lambda link: _Choices(config, link))
@@ -336,7 +354,9 @@ _TARGETS: dict[str, Callable[[Config], specs.Spec]] = {
     "materialize": _materialized,
     "evaluate": _evaluation,
     "attention_entropy": _attention_entropy,
+    "attention_maps": _attention_maps,
     "layer_similarity": _layer_similarity,
+    "rotations": _rotations,
 }
 
 

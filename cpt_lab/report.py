@@ -141,21 +141,22 @@ def job_lines(store: Store, name: str) -> list[str]:
 
 
 def draw(store: Store, asked: Study) -> list[Path]:
-    """Draw the study's figures from what is done, of rankings their maps; the files."""
+    """Draw the study's figures from what is done, of rankings their maps; the files. What cannot be drawn is said and left out."""
     names = ["head_map"] if _only_rankings(asked) else asked.figures
-    wanted = study.resolved(store, asked.points).values()
-    if not names or not any(study.scores(store, spec) or (isinstance(spec, specs.Ranking) and store.is_done(spec)) for spec in wanted):
+    if not names or not any(store.is_done(spec) for spec in study.resolved(store, asked.points).values()):
         return []
-    from analysis import FIGURES, results
+    from analysis import figures, output
+    from analysis.results import Results
 
-    frame = results.frame(store, asked)
-    folder = study.folder(store, asked.name) / "figures"
-    folder.mkdir(parents=True, exist_ok=True)
+    results = Results(store, [asked])
     files: list[Path] = []
     for name in names:
-        if name not in FIGURES:
-            raise KeyError(unknown("figure", name, FIGURES))
-        files += FIGURES[name](frame, folder, title=asked.question)
+        try:
+            drawn = figures.build(name, results)
+        except ValueError as error:
+            print(f"warning: figure {name} is not drawn: {error}")
+        else:
+            files += output.write(drawn, study.folder(store, asked.name) / "figures")
     return files
 
 

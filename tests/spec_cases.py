@@ -5,6 +5,7 @@ from __future__ import annotations
 from cpt_lab.interventions import Rewind
 from cpt_lab.specs import (
     AttentionEntropy,
+    AttentionMaps,
     BpeTokenizer,
     BuiltinCorpus,
     ChatTask,
@@ -31,6 +32,7 @@ from cpt_lab.specs import (
     Protocol,
     Ranking,
     Recipe,
+    Rotations,
     Spec,
     Spectra,
     SpectralColumns,
@@ -70,6 +72,7 @@ SPECTRA = Spectra(checkpoint=TUNED, against=BASE, measures=("frobenius_norm",))
 SPECTRAL_PART = SpectralPart(checkpoint=TUNED, against=BASE, layer=0, scope="heads", of="null", seed=0)
 SPECTRAL_COLUMNS = SpectralColumns(checkpoint=TUNED, against=BASE, scope="heads", family="norms", measures=("frobenius_norm",))
 FINGERPRINT = Fingerprint(checkpoint=TUNED, against=BASE)
+ROTATIONS = Rotations(checkpoint=TUNED, against=BASE)
 DELTA_NORM = Ranking(criterion="delta_norm", direction="ascending", shape=SHAPE, spectra=(SPECTRA,))
 RANDOM = Ranking(criterion="random", direction="descending", shape=SHAPE, seed=0)
 CORRELATION = Correlation(one=DELTA_NORM, other=RANDOM)
@@ -104,10 +107,11 @@ PATCHED = rewound(DELTA_NORM)
 EVALUATION = Evaluation(checkpoint=PATCHED, protocol=PROTOCOL)
 PROMPTS = Prompts(protocol=PROTOCOL)
 ATTENTION_ENTROPY = AttentionEntropy(checkpoint=PATCHED, prompts=PROMPTS)
+ATTENTION_MAPS = AttentionMaps(checkpoint=PATCHED, prompts=PROMPTS)
 LAYER_SIMILARITY = LayerSimilarity(checkpoint=PATCHED, against=TUNED, prompts=PROMPTS)
 
 ONE_OF_EACH: tuple[Spec, ...] = (
     *(MATH, FILES, HUB, BPE, HUB_TOKENIZER, TOKENS),
     *(BASE, FOLDER, TUNED, SPECTRAL_PART, SPECTRAL_COLUMNS, SPECTRA, FINGERPRINT, DELTA_NORM, PATCHED, PROTOCOL, EVALUATION),
-    *(CORRELATION, ATTENTION_ENTROPY, LAYER_SIMILARITY),
+    *(CORRELATION, ATTENTION_ENTROPY, ATTENTION_MAPS, LAYER_SIMILARITY, ROTATIONS),
 )

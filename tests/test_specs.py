@@ -68,6 +68,7 @@ PINNED = {
     "norms-heads-cpt-math-text-1000-delta-40d480ad48932690": cases.SPECTRAL_COLUMNS,
     "cpt-math-text-1000-delta-971ba2f4169e5a34": cases.SPECTRA,
     "cpt-math-text-1000-from-model-abc-8e28e1a8da30ae31": cases.FINGERPRINT,
+    "cpt-math-text-1000-against-model-abc-a00891070aae9f9a": cases.ROTATIONS,
     "delta_norm-ascending-cf2119c590c191c8": cases.DELTA_NORM,
     "random-descending-seed0-30556564cf758625": cases.RANDOM,
     "rewind-delta_norm-ascending-0.25-0d0c506275d5f8aa": cases.PATCHED,
@@ -75,6 +76,7 @@ PINNED = {
     "tiny-rewind-delta_norm-ascending-0.25-d0eae1450cd3e5b2": cases.EVALUATION,
     "delta_norm-ascending-and-random-descending-seed0-92bda88847dfcfb6": cases.CORRELATION,
     "entropy-sums-100-rewind-delta_norm-ascending-0.25-5b591a39623e705e": cases.ATTENTION_ENTROPY,
+    "attention-sums-100-rewind-delta_norm-ascending-0.25-bf5c0250063fe404": cases.ATTENTION_MAPS,
     "cka-sums-100-rewind-delta_norm-ascending-0.25-cb8d19513d36a1dd": cases.LAYER_SIMILARITY,
 }
 PART = cases.MIXTURE.parts[0]
@@ -143,6 +145,14 @@ CHANGES: tuple[tuple[Spec, dict[str, Any]], ...] = (
     (cases.CORRELATION, {"one": RANDOM, "other": DELTA_NORM}),
     (cases.PROMPTS, {"protocol": PROTOCOL.but(seed=1), "task": "sums", "count": 7}),
     (cases.ATTENTION_ENTROPY, {"checkpoint": TUNED, "prompts": cases.PROMPTS.but(count=7)}),
+    (
+        cases.ATTENTION_MAPS,
+        {"checkpoint": TUNED, "prompts": cases.PROMPTS.but(count=7), "layers": (1,), "heads": (0,), "cells": 64},
+    ),
+    (
+        cases.ROTATIONS,
+        {"checkpoint": BASE, "against": TUNED, "layers": (1,), "roles": ("q",), "corner": 3, "blocks": 8},
+    ),
     (cases.LAYER_SIMILARITY, {"checkpoint": TUNED, "against": BASE, "prompts": cases.PROMPTS.but(count=7)}),
     (FILE, {"path": "/elsewhere.json", "contents_digest": "ef"}),
     (HEADS, {"heads": ((0, 1),)}),

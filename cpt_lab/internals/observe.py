@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -36,6 +36,21 @@ def attention_entropies(model: Any, layers: str, ids: Tensor) -> Entropies:
         _read(model, ids)
     last, mean = (torch.stack(part).cpu() for part in zip(*found, strict=True))
     return Entropies(last, mean)
+
+
+def attention_maps(model: Any, layers: str, ids: Tensor, shown: Sequence[int]) -> dict[int, Tensor]:
+    """The attention (heads, tokens, tokens) of these layers over a prompt `ids` (tokens,), rows by what looks, in float32."""
+    found: list[Tensor] = []
+
+    def watch(_: Any, __: Any, output: tuple[Tensor, Tensor]) -> None:
+        (weights,) = output[1]
+        found.append(weights.float().cpu())
+
+    every = list(model.get_submodule(layers))
+    there = sorted(shown)
+    with _plain_attention(model), _hooked([_attention(every[layer]) for layer in there], watch):
+        _read(model, ids)
+    return dict(zip(there, found, strict=True))
 
 
 def layer_means(model: Any, layers: str, ids: Tensor) -> Tensor:

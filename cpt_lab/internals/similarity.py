@@ -1,6 +1,8 @@
-"""Similarity of two sets of features of the same examples: pure functions, float64."""
+"""Similarity of two sets of features of the same examples, and what attention is made of: pure functions."""
 
 from __future__ import annotations
+
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -26,3 +28,16 @@ def entropy(probabilities: Tensor) -> Tensor:
     """-sum_i p_i log p_i over the last axis in nats, with 0 log 0 = 0: from 0 to log n."""
     total: Tensor = torch.special.entr(probabilities.double()).sum(-1)
     return total
+
+
+def bounds(count: int, most: int) -> list[int]:
+    """Where at most so many runs of neighbours begin, of equal length but for one, and where the last one ends."""
+    return [int(bound) for bound in torch.linspace(0, count, min(count, most) + 1).round()]
+
+
+def binned(weights: Tensor, most: int) -> Tensor:
+    """Attention (tokens, tokens) of runs of neighbours, (n, n) with n <= most: the mean over who looks, the sum over what is looked at."""
+    edges = bounds(len(weights), most)
+    runs = list(pairwise(edges))
+    rows = torch.stack([weights[start:stop].mean(0) for start, stop in runs])
+    return torch.stack([rows[:, start:stop].sum(1) for start, stop in runs], dim=1)

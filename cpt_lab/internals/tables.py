@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,11 @@ from cpt_lab.evaluation.loading import load_model
 from cpt_lab.evaluation.tasks import load_tasks, quiet_harness
 from cpt_lab.execution import Execution
 from cpt_lab.families import family
-from cpt_lab.internals.observe import attention_entropies, layer_means
-from cpt_lab.internals.similarity import gram, linear_cka
+from cpt_lab.internals.observe import attention_entropies, attention_maps, layer_means
+from cpt_lab.internals.similarity import binned, bounds, gram, linear_cka
 from cpt_lab.names import unknown
 from cpt_lab.patch import LiveModel
-from cpt_lab.specs import AttentionEntropy, Checkpoint, LayerSimilarity, Patched, Prompts, Spec
+from cpt_lab.specs import AttentionEntropy, AttentionMaps, Checkpoint, LayerSimilarity, Patched, Prompts, Spec
 from cpt_lab.specs.patched import loaded
 from cpt_lab.store import Workspace
 
@@ -47,6 +48,24 @@ def build_entropy(spec: AttentionEntropy, work: Workspace, *, product: Product, 
     pd.concat(frames, ignore_index=True).to_parquet(work.product / "table.parquet", index=False)
 
 
+def build_maps(spec: AttentionMaps, work: Workspace, *, product: Product, how: Execution) -> None:
+    """Write table.parquet: layer, head (-1: the mean over all), row (what looks), column (what is looked at), weight; and prompt.json.
+
+    What of the first `prompts.count` prompts is the last one is read. Of a prompt of more tokens than `cells` neighbours share a row and a
+    column: rows are means, columns sums, so that every row still adds up to 1. prompt.json has `tokens`, the text of every token, and
+    `first`, the token that each row and column begins with.
+    """
+    model, layers, tokenizer = _model(spec.checkpoint, spec.prompts, product, how)
+    *_, ids = _each(spec.prompts, model, tokenizer, product, work.progress)
+    _check_layers(spec, len(model.get_submodule(layers)))
+    frames = []
+    for layer, weights in attention_maps(model, layers, ids, spec.shown).items():
+        frames += [_map_rows(layer, head, binned(found, spec.cells)) for head, found in ((-1, weights.mean(0)), *_single(weights, spec))]
+    pd.concat(frames, ignore_index=True).to_parquet(work.product / "table.parquet", index=False)
+    told = {"tokens": tokenizer.convert_ids_to_tokens(ids.tolist()), "first": bounds(len(ids), spec.cells)[:-1]}
+    (work.product / "prompt.json").write_text(json.dumps(told))
+
+
 def build_similarity(spec: LayerSimilarity, work: Workspace, *, product: Product, how: Execution) -> None:
     """Write table.parquet: layer, against_layer, cka. Features are what a layer gives out, mean over a prompt's tokens.
 
@@ -68,6 +87,22 @@ def build_similarity(spec: LayerSimilarity, work: Workspace, *, product: Product
         "cka": cka.flatten(),
     }
     pd.DataFrame(table).to_parquet(work.product / "table.parquet", index=False)
+
+
+def _check_layers(spec: AttentionMaps, there: int) -> None:
+    """ValueError for a layer that was pruned away."""
+    if max(spec.shown) >= there:
+        raise ValueError(f"no layer {max(spec.shown)} in the edited model, which has {there}: choose others with internals.layers")
+
+
+def _single(weights: Tensor, spec: AttentionMaps) -> Iterator[tuple[int, Tensor]]:
+    return ((head, weights[head]) for head in spec.heads)
+
+
+def _map_rows(layer: int, head: int, weights: Tensor) -> pd.DataFrame:
+    size = len(weights)
+    place = {"row": torch.arange(size).repeat_interleave(size), "column": torch.arange(size).repeat(size)}
+    return pd.DataFrame({"layer": layer, "head": head, **place, "weight": weights.flatten()})
 
 
 def _model(checkpoint: Checkpoint | Patched, prompts: Prompts, product: Product, how: Execution) -> tuple[Any, str, Any]:

@@ -24,7 +24,7 @@ from cpt_lab.specs.corpora import (
 from cpt_lab.specs.evaluations import Evaluation
 from cpt_lab.specs.fingerprints import Fingerprint
 from cpt_lab.specs.graph import STORED, AnySpec, closure, parse, rankings_of, settled
-from cpt_lab.specs.internals import AttentionEntropy, LayerSimilarity, Prompts
+from cpt_lab.specs.internals import AttentionEntropy, AttentionMaps, LayerSimilarity, Prompts
 from cpt_lab.specs.patched import Choices, Intervention, Patched
 from cpt_lab.specs.protocols import ChatTask, GenerateTask, HarnessTask, Mean, OlmesTask, PerplexityTask, Protocol, Task
 from cpt_lab.specs.rankings import (
@@ -42,6 +42,7 @@ from cpt_lab.specs.rankings import (
     Unit,
     UnitKind,
 )
+from cpt_lab.specs.rotations import Rotations
 from cpt_lab.specs.spectra import Scope, Spectra, SpectralColumns, SpectralPart
 
 __all__ = [
@@ -50,6 +51,7 @@ __all__ = [
     "WHOLE_LAYER",
     "AnySpec",
     "AttentionEntropy",
+    "AttentionMaps",
     "BpeTokenizer",
     "BuiltinCorpus",
     "ChatTask",
@@ -84,6 +86,7 @@ __all__ = [
     "Protocol",
     "Ranking",
     "Recipe",
+    "Rotations",
     "Scope",
     "ScoresFile",
     "Selection",

@@ -12,16 +12,17 @@ from cpt_lab.specs.checkpoints import FolderCheckpoint, HubCheckpoint, TrainedCh
 from cpt_lab.specs.corpora import BpeTokenizer, BuiltinCorpus, FilesCorpus, HubCorpus, HubTokenizer, Tokens
 from cpt_lab.specs.evaluations import Evaluation
 from cpt_lab.specs.fingerprints import Fingerprint
-from cpt_lab.specs.internals import AttentionEntropy, LayerSimilarity
+from cpt_lab.specs.internals import AttentionEntropy, AttentionMaps, LayerSimilarity
 from cpt_lab.specs.patched import Patched
 from cpt_lab.specs.protocols import Protocol
 from cpt_lab.specs.rankings import Correlation, Ranking, Unit
+from cpt_lab.specs.rotations import Rotations
 from cpt_lab.specs.spectra import Spectra, SpectralColumns, SpectralPart
 
 STORED: tuple[type[Spec], ...] = (
     *(BuiltinCorpus, FilesCorpus, HubCorpus, BpeTokenizer, HubTokenizer, Tokens),
     *(HubCheckpoint, FolderCheckpoint, TrainedCheckpoint, SpectralPart, SpectralColumns, Spectra),
-    *(Fingerprint, Ranking, Correlation, Patched, Protocol, Evaluation, AttentionEntropy, LayerSimilarity),
+    *(Fingerprint, Rotations, Ranking, Correlation, Patched, Protocol, Evaluation, AttentionEntropy, AttentionMaps, LayerSimilarity),
 )
 
 
@@ -85,4 +86,4 @@ def _checkpoints(spec: Spec) -> tuple[str, ...]:
     """The fields of a point that may be a patched checkpoint."""
     if isinstance(spec, LayerSimilarity):
         return ("checkpoint", "against")
-    return ("checkpoint",) if isinstance(spec, Evaluation | AttentionEntropy) else ()
+    return ("checkpoint",) if isinstance(spec, Evaluation | AttentionEntropy | AttentionMaps) else ()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from cpt_lab.specs.base import Spec
 from cpt_lab.specs.checkpoints import FolderCheckpoint, HubCheckpoint, TrainedCheckpoint
@@ -40,6 +40,40 @@ class AttentionEntropy(Spec):
 
     def label(self) -> str:
         return f"entropy-{self.prompts.label()}-{self.checkpoint.label()}"
+
+
+class AttentionMaps(Spec):
+    """Where chosen layers look while they read one prompt: the mean over a layer's heads, and single heads (T figure 4)."""
+
+    FOLDER = "internals"
+    PRODUCT = "attention maps"
+    kind: Literal["attention_maps"] = "attention_maps"
+    checkpoint: Weights
+    prompts: Prompts = Field(description="the last of them is read")
+    layers: tuple[int, ...] | None = Field(default=None, description="None: the first, the middle and the last")
+    heads: tuple[int, ...] = Field(default=(), description="single heads beside the mean over all")
+    cells: int = Field(default=128, gt=0, description="a longer prompt is averaged to so many rows and columns")
+
+    @model_validator(mode="after")
+    def _fits(self) -> AttentionMaps:
+        shape = self.checkpoint.shape
+        for name, asked, there in (("layer", self.layers or (), shape.num_layers), ("head", self.heads, shape.num_heads)):
+            for number in asked:
+                if not 0 <= number < there:
+                    raise ValueError(f"no {name} {number} in a model of {there}: give numbers from 0 to {there - 1}")
+        return self
+
+    @property
+    def shown(self) -> tuple[int, ...]:
+        """The layers, each once."""
+        last = self.checkpoint.shape.num_layers - 1
+        return tuple(dict.fromkeys((0, last // 2, last) if self.layers is None else self.layers))
+
+    def needs(self) -> tuple[Spec, ...]:
+        return (self.prompts.protocol, *weights_of(self.checkpoint))
+
+    def label(self) -> str:
+        return f"attention-{self.prompts.label()}-{self.checkpoint.label()}"
 
 
 class LayerSimilarity(Spec):

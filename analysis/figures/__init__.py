@@ -1,0 +1,70 @@
+"""Every figure and table that a study can show, by name: one module each, its defaults in the YAML file beside it."""
+
+from __future__ import annotations
+
+import importlib.resources
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Protocol
+
+import yaml
+
+from analysis.drawing import Drawing, Sheet
+from analysis.figures import head_map, rewind_curve
+from analysis.results import Results
+from cpt_lab.names import unknown
+
+
+class Figure(Protocol):
+    """What a module of this package says and does."""
+
+    SHOWS: str  # in one line
+    PAPERS: tuple[str, ...]  # "P figure 5", "T table 3"
+    NEEDS: str  # what a study must contain, in one line
+
+    def build(self, results: Results, settings: Mapping[str, Any]) -> Drawing | Sheet | Sequence[Drawing | Sheet]:
+        """The figures, each with a name of its own; ValueError in one sentence if the study lacks what they need."""
+
+
+REGISTRY: dict[str, Figure] = {
+    # the main paper's points (P)
+    "rewind_curve": rewind_curve,
+    "head_map": head_map,
+    # the main paper's spectra (P, S)
+    # the second paper (T)
+    # the third paper (L)
+}
+
+
+def find(name: str) -> Figure:
+    """The figure of this name; KeyError with the nearest names and the list."""
+    if name not in REGISTRY:
+        raise KeyError(unknown("figure", name, REGISTRY))
+    return REGISTRY[name]
+
+
+def settings(name: str, changes: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The defaults of figures/<name>.yaml with these changes; KeyError for a setting that the figure does not have."""
+    find(name)
+    file = importlib.resources.files(__name__) / f"{name}.yaml"
+    defaults: dict[str, Any] = (yaml.safe_load(file.read_text()) or {}) if file.is_file() else {}
+    for key in changes or {}:
+        if key not in defaults:
+            raise KeyError(
+                unknown(f"setting of figure {name}", key, defaults) if defaults else f"figure {name} has no settings: drop {key!r}"
+            )
+    return {**defaults, **(changes or {})}
+
+
+def build(name: str, results: Results, changes: Mapping[str, Any] | None = None) -> list[Drawing | Sheet]:
+    """What a figure draws of these results; ValueError in one sentence if they lack what it needs."""
+    drawn = find(name).build(results, settings(name, changes))
+    return [drawn] if isinstance(drawn, Drawing | Sheet) else list(drawn)
+
+
+def available(results: Results) -> Iterator[tuple[str, list[Drawing | Sheet] | str]]:
+    """Every figure's name with what it draws of these results, or with the reason why it draws nothing."""
+    for name in REGISTRY:
+        try:
+            yield name, build(name, results)
+        except ValueError as error:
+            yield name, str(error)

@@ -1,0 +1,38 @@
+"""Measures of whole matrices over the layers, a line per pair of checkpoints, with the deviation of the singular values as a band."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from analysis.drawing import Axis, Line, Panel
+from analysis.spectral import Named, measure_text, role_text, whole
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def panels(found: Sequence[Named], roles: Sequence[str], measure: str, band: str | None, *, label: str = "") -> list[Panel]:
+    """A panel per role; `band` is the measure that holds the half-width."""
+    relative = len({one.shape.num_layers for one in found}) > 1
+    x = Axis("depth", "%") if relative else Axis("layer")
+    frames = {one.label: one.table() for one in found}
+    return [
+        Panel(
+            tuple(_line(one, frames[one.label], role, measure, band, relative) for one in found),
+            role_text(role),
+            x,
+            Axis(label or measure_text(measure)),
+        )
+        for role in roles
+    ]
+
+
+def _line(one: Named, frame: pd.DataFrame, role: str, measure: str, band: str | None, relative: bool) -> Line:
+    rows = whole(frame, role).sort_values("layer")
+    layers = rows["layer"].to_numpy(np.float64)
+    x = 100 * layers / max(1, one.shape.num_layers - 1) if relative else layers
+    width = None if band is None else rows[band].to_numpy(np.float64)
+    return Line(one.label, x, rows[measure].to_numpy(np.float64), one.look, band=width, group=one.label)

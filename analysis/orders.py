@@ -1,0 +1,132 @@
+"""Orders of rewinding against each other: areas under their curves, document by document, with paired tests."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from analysis.paired import Outcomes, Test, one_sample
+from analysis.results import Results, is_share
+from cpt_lab.evaluation.statistics import mean, standard_error
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+ENDS = (0.0, 1.0)  # where every order rewinds the same: nothing, or all
+
+
+@dataclass(frozen=True)
+class Order:
+    """One criterion in one direction: the area under its curve for every document, the mean of its seeds if it has several."""
+
+    criterion: str
+    direction: str
+    also: str  # what else the sweep varies
+    fractions: tuple[float, ...]
+    keys: tuple[tuple[str, ...], ...]  # of the evaluations, seeds x fractions
+    areas: pd.Series[float]  # by document, in units of the metric x share of units
+    by_seed: tuple[float, ...]
+
+    @property
+    def family(self) -> str:
+        return f"{self.criterion}, {self.also}" if self.also else self.criterion
+
+    @property
+    def label(self) -> str:
+        words = self.criterion.replace("_", " ") + ("" if self.criterion == "random" else f" {self.direction}")
+        many = f" (mean of {len(self.keys)})" if len(self.keys) > 1 else ""
+        return words + (f", {self.also}" if self.also else "") + many
+
+    @property
+    def area(self) -> float:
+        return float(self.areas.mean())
+
+
+def orders(results: Results, metric: str) -> list[Order]:
+    """The orders whose curves have no gap, each with per-document areas; best first. Empty where the metric is not per document."""
+    table = results.points
+    outcomes = Outcomes(results, metric)
+    done = table[table["fraction"].notna() & table["criterion"].notna() & table[metric].notna()] if metric in table else table.iloc[:0]
+    found = list(_orders(done, results.points, outcomes))
+    better = bool(table.attrs["higher_is_better"].get(metric, True))
+    return sorted(found, key=lambda order: -order.area if better else order.area)
+
+
+def difference(ours: Order, theirs: Order) -> Test:
+    """The area under ours minus that under theirs, paired over documents."""
+    shared = ours.areas.index.intersection(theirs.areas.index)
+    differences = np.asarray(ours.areas.loc[shared] - theirs.areas.loc[shared], float)
+    return Test(mean(differences), standard_error(differences), len(differences), one_sample(differences))
+
+
+def directions(found: Sequence[Order]) -> dict[str, Test]:
+    """Family -> descending minus ascending (P eq. 18 before the bars), where both are there."""
+    by_place = {(order.family, order.direction): order for order in found}
+    families = dict.fromkeys(order.family for order in found)
+    return {
+        family: difference(by_place[family, "descending"], by_place[family, "ascending"])
+        for family in families
+        if (family, "descending") in by_place and (family, "ascending") in by_place
+    }
+
+
+def scale(results: Results, metric: str) -> float:
+    """100 for shares, which people read in percent; else 1."""
+    return 100.0 if is_share(results.points, metric) else 1.0
+
+
+def _orders(done: pd.DataFrame, table: pd.DataFrame, outcomes: Outcomes) -> Iterator[Order]:
+    others = [name for name in table.attrs["varies"] if name not in ("criterion", "direction", "fraction") and not name.endswith("seed")]
+    wanted = table[table["fraction"].notna() & table["criterion"].notna()]
+    for names, rows in done.groupby(["criterion", "direction", *others], sort=False, dropna=False):
+        alike, asked = _alike(done, rows, others), _same(wanted, rows, ["criterion", "direction", *others])
+        ends = {end: str(at["key"].iloc[0]) for end in ENDS if len(at := alike[alike["fraction"] == end])}
+        fractions = sorted({float(fraction) for fraction in asked["fraction"]} | set(ends))
+        seeds = [dict(zip(group["fraction"].astype(float), group["key"], strict=True)) for group in _seeds(rows)]
+        keys = [tuple(seed.get(fraction, ends.get(fraction, "")) for fraction in fractions) for seed in seeds]
+        whole = [row for row in keys if all(row)]
+        areas = [found for row in whole if (found := _areas(fractions, row, outcomes)) is not None]
+        if len(fractions) > 1 and areas and len(areas) == len(keys):
+            also = ", ".join(f"{name}={value}" for name, value in zip(others, names[2:], strict=True))
+            yield _order(names, also, fractions, keys=whole, areas=areas)
+
+
+def _order(
+    names: tuple[Any, ...], also: str, fractions: list[float], *, keys: list[tuple[str, ...]], areas: list[pd.Series[float]]
+) -> Order:
+    import pandas as pd
+
+    together = pd.concat(areas, axis=1, join="inner").mean(axis=1)
+    by_seed = tuple(float(each.mean()) for each in areas)
+    return Order(str(names[0]), str(names[1]), also, tuple(fractions), tuple(keys), together, by_seed)
+
+
+def _areas(fractions: list[float], keys: tuple[str, ...], outcomes: Outcomes) -> pd.Series[float] | None:
+    """The trapezoid of every document's outcomes over the fractions (P eq. 17)."""
+    import pandas as pd
+
+    columns = [outcomes.of(key) for key in keys]
+    if any(column is None for column in columns):
+        return None
+    together = pd.concat(columns, axis=1, join="inner")
+    if together.empty:
+        return None
+    return pd.Series(np.trapezoid(together.to_numpy(float), fractions, axis=1), index=together.index)
+
+
+def _alike(done: pd.DataFrame, rows: pd.DataFrame, others: list[str]) -> pd.DataFrame:
+    """The points that differ in criterion and direction only: at the ends their weights are the same."""
+    return _same(done, rows, others)
+
+
+def _same(table: pd.DataFrame, rows: pd.DataFrame, names: list[str]) -> pd.DataFrame:
+    same = [table[name].map(str) == str(rows[name].iloc[0]) for name in names]
+    return table[np.logical_and.reduce(same)] if same else table
+
+
+def _seeds(rows: pd.DataFrame) -> list[pd.DataFrame]:
+    repeats = [name for name in rows.columns if name == "seed" or name.endswith(".seed")]
+    return [group for _, group in rows.groupby(repeats, sort=True, dropna=False)]

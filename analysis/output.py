@@ -1,0 +1,36 @@
+"""Figures and tables as files, each written whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Iterable
+from pathlib import Path
+
+from analysis import interactive, printed, sheets
+from analysis.drawing import Drawing, Sheet
+
+
+def write(drawn: Iterable[Drawing | Sheet], folder: Path) -> list[Path]:
+    """Write NAME.png, .pdf, .html and .csv of drawings and NAME.csv, .md, .tex and .html of tables; their paths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    return [atomically(folder / f"{each.name}.{suffix}", content) for each in drawn for suffix, content in files(each).items()]
+
+
+def files(drawn: Drawing | Sheet) -> dict[str, bytes]:
+    """Suffix -> content; the same drawing gives the same bytes."""
+    if isinstance(drawn, Drawing):
+        return {**printed.files(drawn), "html": interactive.page(drawn).encode(), "csv": drawn.data().to_csv(index=False).encode()}
+    texts = {"csv": sheets.csv(drawn), "md": sheets.markdown(drawn), "tex": sheets.latex(drawn), "html": sheets.page(drawn)}
+    return {suffix: text.encode() for suffix, text in texts.items()}
+
+
+def atomically(path: Path, content: bytes) -> Path:
+    """Write by a temporary sibling and rename; the path."""
+    beside = path.with_name(f".{path.stem}.{uuid.uuid4().hex[:8]}{path.suffix}")
+    try:
+        beside.write_bytes(content)
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+    return path
