@@ -64,6 +64,16 @@ def markdown(table: pd.DataFrame) -> str:
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines) + "\n"
 
 
+def latex(table: pd.DataFrame) -> str:
+    """The same for a paper: a table environment with booktabs' rules."""
+    from analysis import sheets
+    from analysis.drawing import Cell, Sheet
+
+    rows = tuple((line[0], tuple(map(Cell, line[1:]))) for line in _lines(table))
+    caption = "± is the standard error over documents, of differences the paired one."
+    return sheets.latex(Sheet("compare", "Points side by side", caption, ("", *map(str, table.columns)), rows))
+
+
 def csv(table: pd.DataFrame) -> str:
     """The same for programs: every number in full, in a row of its own."""
     return str(table.to_csv())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import reduce
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -9,7 +11,7 @@ from numpy.typing import NDArray
 
 from analysis.paired import NOT_PAIRED
 from analysis.results import Results
-from cpt_lab.evaluation.statistics import paired_difference
+from cpt_lab.evaluation.statistics import standard_error
 from cpt_lab.specs import Evaluation, Mean, key
 
 if TYPE_CHECKING:
@@ -35,10 +37,12 @@ class Errors:
         return np.array([self.between(str(ours), str(theirs)) for ours, theirs in pairs], dtype=np.float64)
 
     def between(self, ours: str, theirs: str) -> float:
-        """Of the difference of two evaluations, by their keys: sqrt(sum se_t^2) / T of a mean over T tasks, whose documents differ."""
-        if ours == theirs:
-            return 0.0
-        errors = [_error(self._documents(ours, part), self._documents(theirs, part)) for part in self._parts]
+        """Of the difference of two evaluations, by their keys."""
+        return 0.0 if ours == theirs else self.combined((ours, theirs), (1.0, -1.0))
+
+    def combined(self, keys: Sequence[str], weights: Sequence[float]) -> float:
+        """Of sum w_i x_i over the documents that all have; sqrt(sum se_t^2) / T of a mean over T tasks, whose documents differ."""
+        errors = [_error([self._documents(name, part) for name in keys], weights) for part in self._parts]
         return float(np.sqrt(np.sum(np.square(errors))) / len(errors))
 
     def _documents(self, of: str, metric: str) -> Documents | None:
@@ -62,13 +66,16 @@ class Errors:
         return (unique, np.bincount(where, values) / counts) if len(unique) else None
 
 
-def _error(ours: Documents | None, theirs: Documents | None) -> float:
-    if ours is None or theirs is None:
+def _error(found: Sequence[Documents | None], weights: Sequence[float]) -> float:
+    """Standard error of the mean over documents of the weighted sum; NaN for fewer than two documents."""
+    there = [each for each in found if each is not None]
+    if len(there) < len(found):
         return float("nan")
-    _, left, right = np.intersect1d(ours[0], theirs[0], assume_unique=True, return_indices=True)
-    if len(left) < 2:
+    shared = reduce(lambda one, other: np.intersect1d(one, other, assume_unique=True), (names for names, _ in there))
+    if len(shared) < 2:
         return float("nan")
-    return paired_difference(ours[1][left], theirs[1][right]).stderr or 0.0
+    sums = sum(weight * values[np.isin(names, shared)] for weight, (names, values) in zip(weights, there, strict=True))
+    return standard_error(sums) or 0.0
 
 
 def _parts(results: Results, metric: str) -> tuple[str, ...]:

@@ -51,6 +51,19 @@ def panels(table: pd.DataFrame, asked: list[str] | str | None = None) -> list[st
     return names[:1] + beside[:1]
 
 
+def pair(table: pd.DataFrame, x: str | None, y: str | None) -> tuple[str, str]:
+    """Two metrics against each other: those asked for, or the primary one and that of language; ValueError if there is one only."""
+    names = metric_names(table)
+    first = panels(table, x)[0]
+    if y:
+        return first, panels(table, y)[0]
+    others = [name for name in names if name.split("/")[0] != first.split("/")[0]]
+    if not others:
+        raise ValueError(f"these points have the scores of one task only, {first}: a plane needs two, as protocol=paper has")
+    language = [name for name in others if name.startswith("language")]
+    return first, (language or [name for name in others if name.endswith("bits_per_byte")] or others)[0]
+
+
 def fraction_axis(table: pd.DataFrame) -> Axis:
     """What the horizontal axis of a rewind study counts: heads, layers or matrices."""
     return Axis(f"{rewound_units(table).capitalize()} rewound to the base", "%", limits=(-3, 103))

@@ -119,8 +119,8 @@ class Results:
     @cached_property
     def rankings(self) -> list[tuple[Ranking, Path]]:
         """The finished rankings that points are, or wait for, each once, with their products."""
-        found: list[tuple[Ranking, Path]] = self.points.attrs["rankings"]
-        return found
+        found = [each for study in self.studies for each in _rankings(self.store, study)]
+        return list({key(ranking): (ranking, product) for ranking, product in found}.values())
 
     @cached_property
     def tables(self) -> list[SpectraOf]:
@@ -153,8 +153,8 @@ def frame(store: Store, study: Study) -> pd.DataFrame:
 
     Rewound points always have the columns criterion, direction, fraction and seed, whether the study varies them or not, and every point
     those of `lineage`. `attrs` holds study, question, varies (the columns of the sweep), protocol, protocols (name by key), primary (the
-    name of the main metric), rankings (with their products, as far as they are finished), units (the kinds that are rewound), and per
-    metric n (documents), part (of the items, where not all were scored) and higher_is_better.
+    name of the main metric), units (the kinds that are rewound), and per metric n (documents), part (of the items, where not all were
+    scored) and higher_is_better: small things only, for pandas copies them with every column.
     """
     import pandas as pd
 
@@ -171,7 +171,6 @@ def frame(store: Store, study: Study) -> pd.DataFrame:
         "protocol": next(iter(protocols.values()), ""),
         "protocols": protocols,
         "primary": next((results["primary"] for results in found.values() if results), ""),
-        "rankings": _rankings(store, study),
         "units": sorted({select.ranking.unit for point in study.points for select in _selects(point.spec)}),
         "n": {name: metric["n"] for name, metric in metrics.items()},
         "part": {name: metric["part"] for name, metric in metrics.items() if "part" in metric},
@@ -265,8 +264,7 @@ def _joined(attrs: Sequence[dict[str, Any]], results: Results) -> dict[str, Any]
         joined[name] = {key: value for each in attrs for key, value in each[name].items()}
     for name in ("varies", "units"):
         joined[name] = list(dict.fromkeys(value for each in attrs for value in each[name]))
-    rankings = {key(ranking): (ranking, path) for each in attrs for ranking, path in each["rankings"]}
-    return {**joined, "rankings": list(rankings.values())}
+    return joined
 
 
 def _read(file: Path, columns: Sequence[str] | None = None) -> pd.DataFrame:

@@ -77,6 +77,14 @@ def csv(sheet: Sheet) -> str:
     return out.getvalue()
 
 
+def text(sheet: Sheet) -> str:
+    """The table for a terminal: columns as wide as their widest cell."""
+    lines = [list(sheet.columns), *([name, *map(shown, cells)] for name, cells in sheet.rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    padded = ("  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]).rstrip() for line in lines)
+    return "\n".join([sheet.title, "", *padded, "", sheet.caption]) + "\n"
+
+
 def markdown(sheet: Sheet) -> str:
     """The table with its title and caption; the best cells in bold."""
     lines = [f"**{sheet.title}**", "", _piped(sheet.columns), _piped(["---", *("---:" for _ in sheet.columns[1:])])]

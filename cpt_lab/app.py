@@ -17,7 +17,8 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from cpt_lab import config, costs, export, launch, local, plan, points, preflight, rates, report, roster, specs, study
-from cpt_lab.commands import cancel, figure, gc, logs, relaunch, track, wait, words
+from cpt_lab.commands import cancel, compare, figure, gc, logs, relaunch, track, wait, words
+from cpt_lab.commands import report as reporting
 from cpt_lab.commands.words import Words
 from cpt_lab.config import Settings
 from cpt_lab.names import unknown
@@ -41,7 +42,9 @@ python -m cpt_lab [VERB] [+experiment=NAME] [KEY=VALUE ...]     (cpt-lab is the 
   gc           what nothing refers to any more: gc [--delete] [quota=GB]
   materialize  the weights of one point as a checkpoint folder of your own: materialize +experiment=NAME KEY=VALUE ... out=FOLDER
   compare      points side by side with paired standard errors: compare STUDY [WORD ...], points whose name has all the words,
-               or compare STUDY "NAME" "NAME" ...
+               or compare STUDY "NAME" "NAME" ...; studies of this results folder or another: compare A B[@FOLDER] [WORD ...];
+               format=csv, latex or markdown
+  report       a study as one page, complete in itself: report STUDY [STUDY ...]; its answer, tests, figures, cost, failures
   figure       figures and tables of finished studies: figure STUDY [STUDY ...] [NAME ...] [KEY=VALUE ...]; figure --list says which
   data         data check protocol=NAME ...: where the items of every task come from, and what to do where they are missing
   track        track sync [STUDY ...]: bring MLflow up to the store; track reconcile [STUDY ...]: close runs that died, mend what differs;
@@ -62,6 +65,7 @@ FLAGS: dict[str, tuple[str, ...]] = {  # of the verbs that read the store and co
     "gc": gc.FLAGS,
     "track": (),
     "figure": figure.FLAGS,
+    "report": (),
 }
 VERBS = (*COMPOSED_VERBS, *FLAGS)
 
@@ -118,8 +122,7 @@ def _dispatch(given: list[str]) -> int:
         return _status(words.parse(verb, given[1:], wait.FLAGS))
     if verb == "compare" and names:
         store = Store(words.results(overrides))
-        chosen = [word for word in given if word not in (verb, names[0]) and not word.startswith(("results=", "-"))]  # fraction=0.5 is one
-        return _show(verb, store, study.load(store, names[0]), words=chosen)
+        return compare.run(given[1:], store)
     if names:
         raise ValueError(f"{names[0]!r} is neither KEY=VALUE nor a verb; verbs come first: {', '.join(VERBS)}")
     if OTHER_MODES.isdisjoint(option.partition("=")[0] for option in options):
@@ -150,7 +153,7 @@ def _as_sweep(parser: OverridesParser, word: str) -> str:
 
 def _on_store(verb: str, given: Words) -> int:
     """What reads the store and composes nothing."""
-    commands = {"logs": logs.run, "wait": wait.run, "cancel": cancel.run, "gc": gc.run, "track": track.run, "figure": figure.run}
+    commands = {"logs": logs.run, "wait": wait.run, "cancel": cancel.run, "gc": gc.run, "track": track.run, "figure": figure.run, "report": reporting.run}
     return commands[verb](given) if verb in commands else _relaunch(verb, given)
 
 
@@ -193,10 +196,11 @@ def act(composed: Sequence[tuple[dict[str, Any], str | None]], overrides: Sequen
         command=os.environ.get("CPT_LAB_COMMAND", ""),
         points=tuple(composed_points),
         figures=figures,
+        report=chosen.report and verb != "materialize",
         tracking=chosen.tracking,
     )
     verbs = {"plan": _plan, "run": _run, "materialize": _materialize}
-    code = verbs[verb](asked, chosen, where) if verb in verbs else _show(verb, Store(chosen.results), asked, words=[])
+    code = verbs[verb](asked, chosen, where) if verb in verbs else _show(verb, Store(chosen.results), asked)
     if code:
         raise SystemExit(code)
 
@@ -300,23 +304,17 @@ def _workers(chosen: Settings, where: str) -> int:
 
 def _finish(store: Store, asked: Study) -> int:
     """Figures, summary, MLflow; then how it went."""
-    files = report.draw(store, asked)
+    files = [*report.draw(store, asked), *reporting.at_end(store, asked)]
     command = local.synchronise(store, asked, files)
     return SOME_FAILED if report.show_end(store, asked, files, command) else 0
 
 
-def _show(verb: str, store: Store, asked: Study, *, words: list[str]) -> int:
+def _show(verb: str, store: Store, asked: Study) -> int:
     if verb == "status":
         report.show_status(store, roster.of(store, asked))
         return 0
     if verb == "compare":
-        from analysis import compare
-
-        named = [point for point in asked.points if point.name in words]
-        chosen = named or [point for point in asked.points if all(word in point.name.split() for word in words)]
-        if len(chosen) < 2:
-            raise ValueError(f"compare needs two points or more, and {len(chosen)} of study {asked.name} have {words} in their name")
-        print(compare.text(compare.compare(store, chosen)))
+        compare.show(store, asked, ())
         return 0
     if verb == "data":
         return _check_data(asked)

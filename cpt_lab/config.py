@@ -69,6 +69,7 @@ class SourceConfig(_Model):
     revision: str | None = None
     model: ModelConfig | None = None  # of `hub`, where it is not the study's
     mixture: MixtureConfig | None = None
+    seed: int | None = Field(default=None, ge=0)  # of `pretrain`: the same training from another start, to compare bases with
 
 
 class PretrainConfig(_Model):
@@ -106,12 +107,9 @@ class InternalsConfig(_Model):
 
 
 class RotationsConfig(_Model):
-    """Of which matrices the rotation of singular vectors is kept as pictures; of target=rotations."""
+    """Which matrices are kept as pictures of how their vectors turned; of target=rotations. `spectra` says of which checkpoints."""
 
-    of: str
-    against: str
     layers: tuple[int, ...] | None
-    roles: tuple[str, ...] | None
     corner: int = Field(gt=0)
     blocks: int = Field(gt=0)
 
@@ -225,6 +223,7 @@ class Config(_Model):
     max_attempts: int = Field(ge=1)
     wait: bool
     figures: tuple[str, ...]
+    report: bool
     execution: ExecutionConfig
 
 
@@ -242,6 +241,7 @@ class Settings(_Model):
     max_attempts: int
     wait: bool
     figures: tuple[str, ...]
+    report: bool
     execution: ExecutionConfig
     tracking: Tracking
     site: Site

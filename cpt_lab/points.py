@@ -155,7 +155,9 @@ def _checkpoint(config: Config, part: str) -> specs.Checkpoint:
         case "hub":
             return _hub(config, place, source)
         case "pretrain":
-            return _trained(config, config.pretrain.mixture, config.pretrain.training, start=None)
+            recipe = config.pretrain.training
+            recipe = recipe if source.seed is None else recipe.but(seed=source.seed)
+            return _trained(config, config.pretrain.mixture, recipe, start=None)
         case "cpt":
             if part == "base":
                 raise ValueError("base.from=cpt: the base is what CPT starts from; choose pretrain, hub or folder")
@@ -226,15 +228,23 @@ def _spectra(config: Config) -> specs.Spectra:
     from cpt_lab.spectra.choice import chosen
 
     asked = config.spectra
-    checkpoint, against = _checkpoint(config, asked.of), None
-    if asked.against is not None:
-        if asked.against == asked.of:
-            raise ValueError(f"spectra.of and spectra.against are both {asked.of}: compare two checkpoints, or set spectra.against=null")
-        against = _checkpoint(config, asked.against)
-        _same_shape(checkpoint, against, names=(asked.of, asked.against))
+    checkpoint, against = _compared(config)
     settings = asked.model_dump(exclude={"of", "against", "measures"})
     measures = chosen(asked.measures, pair=against is not None)
     return validated(specs.Spectra, {**settings, "checkpoint": checkpoint, "against": against, "measures": measures}, "spectra")
+
+
+def _compared(config: Config) -> tuple[specs.Checkpoint, specs.Checkpoint | None]:
+    """The checkpoint that `spectra` is of, and the other one, if there is one."""
+    asked = config.spectra
+    checkpoint = _checkpoint(config, asked.of)
+    if asked.against is None:
+        return checkpoint, None
+    if asked.against == asked.of:
+        raise ValueError(f"spectra.of and spectra.against are both {asked.of}: compare two checkpoints, or set spectra.against=null")
+    against = _checkpoint(config, asked.against)
+    _same_shape(checkpoint, against, names=(asked.of, asked.against))
+    return checkpoint, against
 
 
 def _fingerprint(config: Config) -> specs.Fingerprint:
@@ -249,12 +259,12 @@ def _fingerprint(config: Config) -> specs.Fingerprint:
 
 
 def _rotations(config: Config) -> specs.Rotations:
-    asked = config.rotations
-    if asked.against == asked.of:
-        raise ValueError(f"rotations.of and rotations.against are both {asked.of}: compare two checkpoints")
-    checkpoint, against = (_checkpoint(config, name) for name in (asked.of, asked.against))
-    _same_shape(checkpoint, against, names=(asked.of, asked.against))
-    settings = asked.model_dump(exclude={"of", "against"})
+    checkpoint, against = _compared(config)
+    if against is None:
+        raise ValueError(
+            "target=rotations compares two checkpoints and spectra.against is null: name the other one, as spectra.against=base"
+        )
+    settings = {**config.rotations.model_dump(), "roles": config.spectra.roles}
     return validated(specs.Rotations, {"checkpoint": checkpoint, "against": against, **settings}, "rotations")
 
 

@@ -161,8 +161,9 @@ def draw(store: Store, asked: Study) -> list[Path]:
 
 
 def figure_files(store: Store, asked: Study) -> list[Path]:
-    """The figures that were drawn."""
-    return sorted((study.folder(store, asked.name) / "figures").glob("*"))
+    """The figures that were drawn, and the report."""
+    folder = study.folder(store, asked.name)
+    return sorted([*(folder / "figures").glob("*"), *folder.glob("report.html")])
 
 
 def show_end(store: Store, asked: Study, files: Sequence[Path], ui: str) -> int:
@@ -180,7 +181,7 @@ def show_end(store: Store, asked: Study, files: Sequence[Path], ui: str) -> int:
             for line in _in_words(store, spec):
                 print(line)
     for path in files:
-        print(f"figure: {path}")
+        print(f"{'report' if path.stem == 'report' else 'figure'}: {path}")
     named = roster.read(store, asked.name)
     _show_warnings(standing.warnings(store, named, standing.look(store, named)))
     states = {name: study.point_status(store, spec) for name, spec in wanted.items()}

@@ -36,6 +36,7 @@ class Study(BaseModel):
     command: str = ""
     points: tuple[Point, ...]
     figures: tuple[str, ...] = ()
+    report: bool = True  # whether its end writes one
     tracking: Tracking = Tracking()
 
     @field_validator("name")

@@ -85,8 +85,7 @@ def make(root: Path, name: str = "made_up", fractions: tuple[float, ...] = FRACT
     store = Store(root)
     for index, order in enumerate(rankings()):
         heads = np.random.default_rng(index).permutation(SHAPE.total_heads)
-        content = {"criterion": order.criterion, "direction": order.direction, "order": [[int(h) // 4, int(h) % 4] for h in heads]}
-        build(store, order, {"ranking.json": content})
+        ranked(store, order, [(int(head) // 4, int(head) % 4) for head in heads])
     for checkpoint in (BASE, TUNED):
         lines = [{"step": step, "tokens": 32 * step, "loss": 5 / step, "system/cpu_utilization_percentage": 50.0} for step in range(1, 11)]
         build(store, checkpoint, {"training.json": {"seconds": 2.0, "tokens": 320}}, text={"metrics.jsonl": lines})
@@ -95,6 +94,15 @@ def make(root: Path, name: str = "made_up", fractions: tuple[float, ...] = FRACT
     )
     save(store, study)
     return store, study
+
+
+def ranked(store: Store, order: Ranking, units: list[tuple[int, Any]]) -> None:
+    """A finished ranking with these units first to last; scores that fit the order."""
+    content = {"criterion": order.criterion, "direction": order.direction, "order": [list(unit) for unit in units]}
+    build(store, order, {"ranking.json": content})
+    sign = 1 if order.direction == "ascending" else -1
+    scores = pd.DataFrame(units, columns=["layer", "unit"]).assign(score=sign * np.arange(float(len(units))))
+    scores.sort_values(["layer", "unit"]).to_parquet(store.product(order) / "scores.parquet", index=False)
 
 
 def finish(store: Store, study: Study) -> None:

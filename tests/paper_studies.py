@@ -90,9 +90,7 @@ def finished(folder: Path, points: list[Point], right: dict[str, Any], name: str
         change = point.spec.checkpoint.interventions[0] if isinstance(getattr(point.spec, "checkpoint", None), Patched) else None
         for ranking in () if change is None else change.rankings():
             if not store.is_done(ranking):
-                units = [list(unit) for unit in ranking.units][:: 1 if ranking.direction == "ascending" else -1]
-                content = {"criterion": ranking.criterion, "direction": ranking.direction, "order": units}
-                made.build(store, ranking, {"ranking.json": content})
+                made.ranked(store, ranking, list(ranking.units)[:: 1 if ranking.direction == "ascending" else -1])
     save(store, study)
     for point, spec in zip(points, resolved(store, study.points).values(), strict=True):
         if not store.is_done(spec):

@@ -9,7 +9,43 @@ from typing import Any, Protocol
 import yaml
 
 from analysis.drawing import Drawing, Sheet
-from analysis.figures import head_map, rewind_curve
+from analysis.figures import (
+    agreement_layers,
+    attention_maps,
+    auc_diff,
+    cka_maps,
+    delta_norms,
+    depth_profile,
+    entropy_layers,
+    entropy_maps,
+    fit_distances,
+    head_map,
+    hyper_parameters,
+    interpolation,
+    math_share,
+    mixtures,
+    quartets,
+    replaced_lengths,
+    replaced_scores,
+    restored_lengths,
+    restored_scores,
+    rewind_curve,
+    rotation_layers,
+    similarity_matrices,
+    single_head,
+    singular_values,
+    sparklines,
+    spectra_bars,
+    spectra_boxes,
+    spectral_evolution,
+    svsm_bands,
+    svsm_maps,
+    svsm_table,
+    trade_off,
+    transplantation,
+    truncation,
+    violin_matrix,
+)
 from analysis.results import Results
 from cpt_lab.names import unknown
 
@@ -27,10 +63,43 @@ class Figure(Protocol):
 
 REGISTRY: dict[str, Figure] = {
     # the main paper's points (P)
+    "trade_off": trade_off,
+    "math_share": math_share,
     "rewind_curve": rewind_curve,
+    "auc_diff": auc_diff,
+    "single_head": single_head,
     "head_map": head_map,
+    "truncation": truncation,
+    "interpolation": interpolation,
+    "transplantation": transplantation,
+    "mixtures": mixtures,
+    "hyper_parameters": hyper_parameters,
     # the main paper's spectra (P, S)
+    "spectral_evolution": spectral_evolution,
+    "singular_values": singular_values,
+    "delta_norms": delta_norms,
+    "depth_profile": depth_profile,
+    "agreement_layers": agreement_layers,
+    "fit_distances": fit_distances,
+    "spectra_boxes": spectra_boxes,
+    "spectra_bars": spectra_bars,
+    "sparklines": sparklines,
+    "quartets": quartets,
+    "violin_matrix": violin_matrix,
     # the second paper (T)
+    "svsm_maps": svsm_maps,
+    "svsm_bands": svsm_bands,
+    "svsm_table": svsm_table,
+    "rotation_layers": rotation_layers,
+    "similarity_matrices": similarity_matrices,
+    "entropy_layers": entropy_layers,
+    "entropy_maps": entropy_maps,
+    "attention_maps": attention_maps,
+    "cka_maps": cka_maps,
+    "replaced_scores": replaced_scores,
+    "replaced_lengths": replaced_lengths,
+    "restored_scores": restored_scores,
+    "restored_lengths": restored_lengths,
     # the third paper (L)
 }
 

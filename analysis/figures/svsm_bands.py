@@ -23,6 +23,6 @@ def build(results: Results, settings: Mapping[str, Any]) -> Drawing:
     """A panel per role, a line per pair of checkpoints."""
     found = tables(results, kind="deltas", measures=["svsm_mean", "svsm_std"], needs=NEEDS)
     drawn = panels(found, chosen_roles(settings["roles"], found), "svsm_mean", "svsm_std", label="tuned / base")
-    said = f"Line: mean of s_tuned,i / s_base,i over the largest 90 % of the singular values; band: ± their standard deviation. {sources(found)}."
+    said = f"Line: mean of s_tuned,i / s_base,i over the largest 90 % of the values; band: ± their standard deviation. {sources(found)}."
     rows = grid([replace(panel, marks=(ONE, *panel.marks)) for panel in drawn], 2)
     return Drawing("svsm_bands", "Is every singular value of a layer scaled alike?", said, rows)

@@ -64,4 +64,5 @@ def _caption(found: Sequence[Named], every: Sequence[Values], cells: int) -> str
     longest = max(factors.shape[1] for factors in every)
     mean = f" A cell is the mean over neighbours: {longest} values in {cells} columns." if longest > cells else ""
     white = " White: the base's value is no more than rounding." if any(np.isnan(factors).any() for factors in every) else ""
-    return f"s_tuned,i / s_base,i by layer; colours span the largest 90 % of the values, the tail may lie beyond.{mean}{white} {sources(found)}."
+    said = "s_tuned,i / s_base,i by layer; colours span the largest 90 % of the values, the tail may lie beyond."
+    return f"{said}{mean}{white} {sources(found)}."

@@ -36,9 +36,9 @@ def beside(results: Results) -> list[Match]:
     return [match for theirs in numbers() for ours in found if (match := _match(theirs, ours)) is not None]
 
 
-def sheet(results: Results) -> Sheet:
-    """The matches as a table; ValueError if there are none."""
-    matches = beside(results)
+def sheet(results: Results, matches: list[Match] | None = None) -> Sheet:
+    """The matches as a table, those of `beside` unless they are known; ValueError if there are none."""
+    matches = beside(results) if matches is None else matches
     if not matches:
         raise ValueError(
             f"no number of the papers is of what study {results.name!r} measures: they are of the models, budgets and benchmarks in "

@@ -59,7 +59,7 @@ def of_points(results: Results, metric: str, verdict: PointVerdict | None, cost:
         tests = len({each.test for each in verdict.found})
         sentences.append(
             f"That is {_signed(compared, factor)} {_points(results, metric)} against {verdict.against} "
-            f"(p = {p_text(compared.p)}, Holm over {tests}): {_noise(compared)}."
+            f"({_p(compared)}, Holm over {tests}): {_noise(compared)}."
         )
     elif verdict:
         sentences.append(f"It is {verdict.against} itself: no edit is better.")
@@ -104,7 +104,7 @@ def _criterion(config: dict[str, object]) -> str:
 def _lead(compared: Compared, tests: int, factor: float, points: str) -> str:
     return (
         f"Against {compared.name} that is {_signed(compared, factor)} {points} "
-        f"(p = {p_text(compared.p)}, Holm over {tests} {'criterion' if tests == 1 else 'criteria'}): {_noise(compared)}."
+        f"({_p(compared)}, Holm over {tests} {'criterion' if tests == 1 else 'criteria'}): {_noise(compared)}."
     )
 
 
@@ -140,6 +140,12 @@ def _rest(results: Results, cost: Cost) -> list[str]:
 def _signed(compared: Compared, factor: float) -> str:
     error = "" if compared.test.stderr is None else f" ± {factor * compared.test.stderr:.2g}"
     return f"{factor * compared.test.mean:+.2g}{error}"
+
+
+def _p(compared: Compared) -> str:
+    """`p = 0.03`, `p < 0.001`."""
+    text = p_text(compared.p)
+    return f"p {text}" if text.startswith("<") else f"p = {text}"
 
 
 def _noise(compared: Compared) -> str:
