@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from analysis.drawing import Cell, Sheet
 from analysis.orders import scale
-from analysis.paired import Outcomes, Test, holm, test
+from analysis.paired import Test, holm, test
 from analysis.report.verdicts import p_text, shown_metrics
 from analysis.results import STDERR, Results
 
@@ -36,7 +36,9 @@ def across(sides: Sequence[Side], words: Sequence[str] = ()) -> Sheet:
         pairs = [(" / ".join(each[0] for each in names), [each[0] for each in names])]
     if not pairs:
         told = "; ".join(f"{side.label}: {', '.join(each[:3]) or 'none'}" for side, each in zip(sides, names, strict=True))
-        raise ValueError(f"the studies share no point{f' with {words} in its name' if words else ''} ({told}): compare points of one study each")
+        raise ValueError(
+            f"the studies share no point{f' with {words} in its name' if words else ''} ({told}): compare points of one study each"
+        )
     rows = [row for metric in shown_metrics(sides[0].results) for row in _rows(sides, metric, pairs)]
     columns = [heading for side in sides for heading in _headings(side, sides[0])]
     return Sheet(
@@ -73,7 +75,10 @@ def _rows(sides: Sequence[Side], metric: str, pairs: Sequence[tuple[str, list[st
             if place:
                 found = row[place - 1]
                 error = None if found is None or found.stderr is None else factor * found.stderr
-                cells += [Cell(None if found is None else factor * found.mean, error, _digits(factor)), Cell(p_text(next(corrected)) if found else None)]
+                cells += [
+                    Cell(None if found is None else factor * found.mean, error, _digits(factor)),
+                    Cell(p_text(next(corrected)) if found else None),
+                ]
         rows.append((label, tuple(cells)))
     return rows
 
@@ -83,7 +88,7 @@ def _test(sides: Sequence[Side], metric: str, names: list[str], place: int) -> T
     rows = [sides[at].results.points.set_index("name").loc[names[at]] for at in (place, 0)]
     if rows[0]["protocol_key"] != rows[1]["protocol_key"]:
         return None
-    ours, theirs = (Outcomes(sides[at].results, metric).of(str(row["key"])) for at, row in zip((place, 0), rows, strict=True))
+    ours, theirs = (sides[at].results.outcomes(metric).of(str(row["key"])) for at, row in zip((place, 0), rows, strict=True))
     return test(ours, theirs)
 
 

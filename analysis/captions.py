@@ -18,6 +18,11 @@ def sentences(*parts: str) -> str:
     return " ".join(part if part.endswith((".", "?", "!")) else f"{part}." for part in parts if part)
 
 
+def title(results: Results, shown: str) -> str:
+    """What the study asks, or its name and what is shown."""
+    return results.question or f"{results.name}: {shown}"
+
+
 def short(name: str) -> str:
     """The hash of a key, as far as people compare it."""
     return name.rsplit("-", 1)[-1][:8]
@@ -35,8 +40,8 @@ def one_protocol(table: pd.DataFrame) -> str:
     used = [known[name] + f" ({short(name)})" for name in dict.fromkeys(table["protocol_key"].dropna())]
     if len(used) > 1:
         raise ValueError(
-            f"these points were scored by {len(used)} protocols, {', '.join(used)}, and scores of different protocols do not belong into one "
-            "figure: name studies of one protocol"
+            f"these points were scored by {len(used)} protocols, {', '.join(used)}, and scores of different protocols do not belong into "
+            "one figure: name studies of one protocol"
         )
     return used[0] if used else ""
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import reduce
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from analysis.paired import NOT_PAIRED
 from analysis.results import Results
 from cpt_lab.evaluation.statistics import standard_error
 from cpt_lab.specs import Evaluation, Mean, key
@@ -17,7 +16,7 @@ from cpt_lab.specs import Evaluation, Mean, key
 if TYPE_CHECKING:
     import pandas as pd
 
-Documents = tuple[NDArray[np.object_], NDArray[np.float64]]  # names, outcomes
+Documents = tuple[NDArray[Any], NDArray[np.float64]]  # names, outcomes
 PAIRED = "paired standard error over documents against the unedited model"
 OVER_DOCUMENTS = "standard error over documents"
 
@@ -29,7 +28,6 @@ class Errors:
         self._results = results
         self.metric = metric
         self._parts = _parts(results, metric)
-        self._known: dict[tuple[str, str], Documents | None] = {}
 
     def of(self, table: pd.DataFrame) -> NDArray[np.float64]:
         """One per row of `results.points`; 0 for the unedited model itself, NaN where one of the two, or of their documents, is missing."""
@@ -46,24 +44,9 @@ class Errors:
         return float(np.sqrt(np.sum(np.square(errors))) / len(errors))
 
     def _documents(self, of: str, metric: str) -> Documents | None:
-        """Outcomes by document, the mean of several answers to one; None where there are none."""
-        place = (of, metric)
-        if place not in self._known:
-            self._known[place] = self._read(of, metric)
-        return self._known[place]
-
-    def _read(self, of: str, metric: str) -> Documents | None:
-        task, _, column = metric.partition("/")
-        if metric.endswith(NOT_PAIRED) or not self._results.has(of):
-            return None
-        found = self._results.outcomes(of, task, column)
-        if found is None:
-            return None
-        names, values = found
-        known = np.isfinite(values)
-        names, values = names[known], values[known]
-        unique, where, counts = np.unique(names, return_inverse=True, return_counts=True)
-        return (unique, np.bincount(where, values) / counts) if len(unique) else None
+        """Outcomes by document; None where there are none."""
+        found = self._results.outcomes(metric).of(of)
+        return None if found is None else (found.index.to_numpy(), found.to_numpy(np.float64))
 
 
 def _error(found: Sequence[Documents | None], weights: Sequence[float]) -> float:
@@ -71,10 +54,15 @@ def _error(found: Sequence[Documents | None], weights: Sequence[float]) -> float
     there = [each for each in found if each is not None]
     if len(there) < len(found):
         return float("nan")
-    shared = reduce(lambda one, other: np.intersect1d(one, other, assume_unique=True), (names for names, _ in there))
-    if len(shared) < 2:
+    first = there[0][0]
+    if all(names is first or np.array_equal(names, first) for names, _ in there):
+        chosen = [values for _, values in there]
+    else:
+        shared = reduce(lambda one, other: np.intersect1d(one, other, assume_unique=True), (names for names, _ in there))
+        chosen = [values[np.isin(names, shared)] for names, values in there]
+    if len(chosen[0]) < 2:
         return float("nan")
-    sums = sum(weight * values[np.isin(names, shared)] for weight, (names, values) in zip(weights, there, strict=True))
+    sums = np.tensordot(np.asarray(weights, dtype=np.float64), np.stack(chosen), axes=1)
     return standard_error(sums) or 0.0
 
 

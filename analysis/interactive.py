@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import textwrap
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ PIXELS = 100  # of a page per inch on paper
 LEFT, BETWEEN_ROWS, BAR = 78, 92, 88  # pixels beside and between panels
 LEGEND_LINE, LEGEND_LETTER = 22, 8.0
 LEAST_WIDTH = 300  # pixels of a panel: on a phone the figure scrolls sideways
-MOST_NAMES = 40
+MOST_NAMES, MOST_LETTERS = 40, 44
 PAGE = """\
 <!doctype html>
 <html lang="en">
@@ -27,7 +28,7 @@ PAGE = """\
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{title}</title>
 <style>
-body {{ margin: 1.5rem auto; max-width: {width}px; padding: 0 1rem; font: 15px/1.5 Helvetica, Arial, sans-serif; color: #222; background: #fff }}
+body {{ margin: 1.5rem auto; max-width: {width}px; padding: 0 1rem; font: 15px/1.5 Helvetica, Arial, sans-serif; color: #222 }}
 h1 {{ font-size: 1.25rem; line-height: 1.3; margin: 0 0 .5rem }}
 figure {{ margin: 0 }}
 figcaption {{ font-size: .85rem; color: #555; max-width: 75em }}
@@ -87,7 +88,8 @@ def fragment(drawing: Drawing) -> str:
     label = html.escape(drawing.title, quote=True)
     return (
         f'<figure id="{html.escape(drawing.name)}" aria-label="{label}">\n'
-        f'<div class="plot" tabindex="0" role="group" aria-label="{label}" style="overflow-x:auto"><div style="min-width:{least}px">{plot}</div></div>\n'
+        f'<div class="plot" tabindex="0" role="group" aria-label="{label}" style="overflow-x:auto">'
+        f'<div style="min-width:{least}px">{plot}</div></div>\n'
         f"<figcaption>{html.escape(drawing.caption)}</figcaption>\n</figure>"
     )
 
@@ -143,7 +145,8 @@ def _panel(page: Any, panel: Panel, place: dict[str, int], explained: set[int]) 
 
 
 def _axis(axis: Axis, names: tuple[str, ...]) -> dict[str, Any]:
-    found: dict[str, Any] = {**GRID, "title": {"text": html.escape(axis.text)}, "type": axis.scale}
+    words = "<br>".join(map(html.escape, textwrap.wrap(axis.text, MOST_LETTERS)))
+    found: dict[str, Any] = {**GRID, "title": {"text": words}, "type": axis.scale}
     if names:
         places = range(0, len(names), tick_step(names, MOST_NAMES))
         found |= {"tickmode": "array", "tickvals": list(places), "ticktext": [html.escape(names[place]) for place in places]}

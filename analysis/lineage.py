@@ -6,7 +6,9 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from cpt_lab.interventions import Soup, Transplant, Truncate
+from cpt_lab.interventions.soup import Soup
+from cpt_lab.interventions.transplant import Transplant
+from cpt_lab.interventions.truncate import Truncate
 from cpt_lab.specs import Checkpoint, Evaluation, FolderCheckpoint, HubCheckpoint, Mixture, Patched, Spec, TrainedCheckpoint, key
 
 COLUMNS = (

@@ -48,7 +48,7 @@ class Order:
 def orders(results: Results, metric: str) -> list[Order]:
     """The orders whose curves have no gap, each with per-document areas; best first. Empty where the metric is not per document."""
     table = results.points
-    outcomes = Outcomes(results, metric)
+    outcomes = results.outcomes(metric)
     done = table[table["fraction"].notna() & table["criterion"].notna() & table[metric].notna()] if metric in table else table.iloc[:0]
     found = list(_orders(done, results.points, outcomes))
     better = bool(table.attrs["higher_is_better"].get(metric, True))

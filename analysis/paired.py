@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from analysis.results import Results
 from cpt_lab.evaluation.statistics import paired_difference
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from analysis.results import Results
 
 LEVEL = 0.05  # below this, a corrected p-value is called more than noise
 NOT_PAIRED = ("word_perplexity", "byte_perplexity")  # a document's own can be astronomical: bits_per_byte is their logarithm
@@ -43,14 +44,19 @@ class Outcomes:
         return self._read[key]
 
     def _load(self, key: str) -> pd.Series[float] | None:
+        """The mean of a document's answers, if several were given; what is not finite is left out."""
+        import pandas as pd
+
         if not self._results.has(key) or self.metric.endswith(NOT_PAIRED):
             return None
-        samples = self._results.documents(key)
-        if self._column not in samples:
+        scored = self._results.scored(key, self.task, self._column)
+        if scored is None:
             return None
-        rows = samples.loc[samples["task"] == self.task, ["document", self._column]]
-        found = rows.groupby("document")[self._column].mean().replace([np.inf, -np.inf], np.nan).dropna()
-        return None if found.empty else found
+        documents, where, counts = np.unique(scored[0], return_inverse=True, return_counts=True)
+        with np.errstate(invalid="ignore"):  # inf - inf, of answers that are left out
+            means = np.bincount(where, scored[1], minlength=len(documents)) / counts
+        known = np.isfinite(means)
+        return pd.Series(means[known], index=pd.Index(documents[known], name="document")) if known.any() else None
 
 
 def test(ours: pd.Series[float] | None, theirs: pd.Series[float] | None) -> Test | None:

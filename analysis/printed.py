@@ -33,7 +33,7 @@ FACE: dict[Any, Any] = {
 }
 EDGE, LINE, SMALL_LINE = 0.16, 0.22, 0.175  # inches: around everything; a line of the title or legend; a line of the caption
 LEFT, RIGHT, ABOVE, BELOW, BAR = 0.74, 0.14, 0.1, 0.52, 0.95  # inches around a panel; BAR for a colour bar with its words
-TITLE_CHARACTERS, CAPTION_CHARACTERS, LEGEND_CHARACTERS = 9.3, 14.6, 12.5  # that fit an inch
+TITLE_CHARACTERS, CAPTION_CHARACTERS, LEGEND_CHARACTERS, LABEL_CHARACTERS = 9.3, 14.6, 12.5, 12.0  # that fit an inch
 HANDLE = 0.62  # inches of a legend's line before its words, and of the room after them
 DPI, MOST_PIXELS = 200, 8000
 MOST_TICKS = 16
@@ -97,11 +97,12 @@ def laid_out(drawing: Drawing) -> Layout:
     """Where everything goes: the page grows with what must stand on it."""
     columns, rows = max(map(len, drawing.rows)), len(drawing.rows)
     names = [len(name) for panel in drawing.panels for name in _row_names(panel)]
-    left = max(LEFT, 0.45 + 0.075 * max(names, default=0))
+    wrapped = [(_wrapped(panel.x, drawing.panel_size[0]), _wrapped(panel.y, drawing.panel_size[1])) for panel in drawing.panels]
+    left = max(LEFT, 0.45 + 0.075 * max(names, default=0)) + SMALL_LINE * max(0, max(len(y) for _, y in wrapped) - 1)
     right = BAR if any(needs_colour_bar(panel) for panel in drawing.panels) else RIGHT
     top = ABOVE + (0.26 if any(panel.title for panel in drawing.panels) else 0)
     slanted = max((len(name) for panel in drawing.panels for name in _slanted(panel, drawing.panel_size[0])), default=0)
-    bottom = BELOW + 0.055 * slanted
+    bottom = BELOW + 0.055 * slanted + SMALL_LINE * max(0, max(len(x) for x, _ in wrapped) - 1)
     width = 2 * EDGE + columns * (left + drawing.panel_size[0] + right)
     heading = tuple(textwrap.wrap(drawing.title, max(30, int(TITLE_CHARACTERS * width))))
     note = tuple(textwrap.wrap(drawing.caption, max(40, int(CAPTION_CHARACTERS * (width - 2 * EDGE)))))
@@ -120,8 +121,8 @@ def _panel(page: Figure, axes: Axes, panel: Panel, layout: Layout) -> None:
     scale = colour_limits(panel)
     drawn = [marks.draw(axes, mark, scale) for mark in panel.marks]
     coloured = next((artist for artist in drawn if artist is not None), None)
-    _axis(axes, "x", panel.x)
-    _axis(axes, "y", panel.y)
+    _axis(axes, "x", panel.x, layout.panel[0])
+    _axis(axes, "y", panel.y, layout.panel[1])
     if heat is not None:
         _names(axes, heat, layout.panel)
     if coloured is not None and needs_colour_bar(panel):
@@ -130,8 +131,8 @@ def _panel(page: Figure, axes: Axes, panel: Panel, layout: Layout) -> None:
         page.colorbar(coloured, cax=inset, label=heat.label if heat is not None else panel.colours)
 
 
-def _axis(axes: Axes, which: str, axis: Axis) -> None:
-    getattr(axes, f"set_{which}label")(axis.text)
+def _axis(axes: Axes, which: str, axis: Axis, inches: float) -> None:
+    getattr(axes, f"set_{which}label")("\n".join(_wrapped(axis, inches)))
     if axis.scale == "log":
         getattr(axes, f"set_{which}scale")("log")
     low, high = axis.limits
@@ -145,6 +146,11 @@ def _axis(axes: Axes, which: str, axis: Axis) -> None:
         slant: dict[str, Any] = {"rotation": 35, "ha": "right"} if which == "x" and _crowded(names, axes) else {}
         getattr(axes, f"set_{which}ticks")(places, names, **slant)
         getattr(axes, f"{which}axis").minorticks_off()
+
+
+def _wrapped(axis: Axis, inches: float) -> list[str]:
+    """The words beside an axis in lines that are no longer than it."""
+    return textwrap.wrap(axis.text, max(12, int(LABEL_CHARACTERS * (inches + 0.5))))
 
 
 def _names(axes: Axes, heat: Heat, panel: tuple[float, float]) -> None:

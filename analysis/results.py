@@ -20,6 +20,8 @@ from cpt_lab.study import Point, Study, point_status, resolved, scores
 if TYPE_CHECKING:
     import pandas as pd
 
+    from analysis.paired import Outcomes
+
 STDERR = "__stderr"
 PLURALS = {"head": "heads", "matrix": "matrices", "layer": "layers"}
 UNFINISHED = (State.PLANNED, State.QUEUED, State.RUNNING, State.PREEMPTED)
@@ -61,6 +63,7 @@ class Results:
             raise ValueError("results of no study: name at least one")
         self.store = store
         self.studies = tuple(studies)
+        self._outcomes: dict[str, Outcomes] = {}
 
     @property
     def name(self) -> str:
@@ -88,7 +91,12 @@ class Results:
     @cached_property
     def resolved(self) -> dict[str, Spec]:
         """Key -> the spec of every point, as far as its ranking is known."""
-        return {key(spec): spec for study in self.studies for spec in resolved(self.store, study.points).values()}
+        return {key(spec): spec for specs in self._specs for spec in specs.values()}
+
+    @cached_property
+    def _specs(self) -> list[dict[str, Spec]]:
+        """Per study, by name of the point: the spec as far as its ranking is known."""
+        return [resolved(self.store, study.points) for study in self.studies]
 
     def metric(self, name: str | None = None) -> str:
         """This metric, or without a name the primary one; ValueError if nothing is finished, KeyError for a metric that was not scored."""
@@ -97,11 +105,17 @@ class Results:
             raise KeyError(unknown("metric", name, known))
         return name or known[0]
 
+    def outcomes(self, metric: str) -> Outcomes:
+        """What every document of a metric's task gave at each point; read once for all who ask."""
+        from analysis.paired import Outcomes
+
+        return self._outcomes.setdefault(metric, Outcomes(self, metric))
+
     def documents(self, of: str, columns: Sequence[str] | None = None) -> pd.DataFrame:
         """The outcome of every document of a finished evaluation, by its key: task, document and a column per metric."""
         return _read(self.store.root / Evaluation.FOLDER / of / "product" / "samples.parquet", columns)
 
-    def outcomes(self, of: str, task: str, column: str) -> tuple[NDArray[np.object_], NDArray[np.float64]] | None:
+    def scored(self, of: str, task: str, column: str) -> tuple[NDArray[np.object_], NDArray[np.float64]] | None:
         """(documents, what each contributed to the metric) of one task of a finished evaluation; None without such a column."""
         import pyarrow.parquet as parquet
 
@@ -134,8 +148,7 @@ class Results:
     def of_kind(self, kind: type[Kind]) -> list[Found[Kind]]:
         """Every finished point whose spec is of this kind."""
         found = []
-        for study in self.studies:
-            specs = resolved(self.store, study.points)
+        for study, specs in zip(self.studies, self._specs, strict=True):
             for point in study.points:
                 spec = specs[point.name]
                 if isinstance(spec, kind) and self.store.is_done(spec):

@@ -33,7 +33,7 @@ PAGE = """\
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{title}</title>
 <style>
-body {{ margin: 1.5rem auto; max-width: 75rem; padding: 0 1rem; font: 15px/1.5 Helvetica, Arial, sans-serif; color: #222; background: #fff }}
+body {{ margin: 1.5rem auto; max-width: 75rem; padding: 0 1rem; font: 15px/1.5 Helvetica, Arial, sans-serif; color: #222 }}
 main {{ overflow-x: auto }}
 table {{ border-collapse: collapse }}
 caption {{ text-align: left; font-weight: bold; padding-bottom: .5rem }}
@@ -162,4 +162,4 @@ def _bare(text: str) -> str:
 
 def _tex(text: str) -> str:
     escaped = "".join(TEX.get(letter, letter) for letter in text.replace("\\", "/"))
-    return escaped.replace("±", r"$\pm$").replace("Δ", r"$\Delta$").replace("α", r"$\alpha$")
+    return escaped.replace("±", r"$\pm$").replace("Δ", r"$\Delta$")

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from analysis.metrics import scale
 from analysis.curves import Curve, curves
+from analysis.metrics import scale
 from analysis.results import STDERR, gaps, is_share, metric_names, rewound_units
 
 if TYPE_CHECKING:

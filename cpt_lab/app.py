@@ -153,7 +153,15 @@ def _as_sweep(parser: OverridesParser, word: str) -> str:
 
 def _on_store(verb: str, given: Words) -> int:
     """What reads the store and composes nothing."""
-    commands = {"logs": logs.run, "wait": wait.run, "cancel": cancel.run, "gc": gc.run, "track": track.run, "figure": figure.run, "report": reporting.run}
+    commands = {
+        "logs": logs.run,
+        "wait": wait.run,
+        "cancel": cancel.run,
+        "gc": gc.run,
+        "track": track.run,
+        "figure": figure.run,
+        "report": reporting.run,
+    }
     return commands[verb](given) if verb in commands else _relaunch(verb, given)
 
 

@@ -125,6 +125,8 @@ def work(spec: Spec) -> Work:
             return Work("spectra", group, spectral_flops(spec), 0.0)
         case specs.Fingerprint():
             return Work("spectra", f"fingerprint {key(spec)}", fingerprint_flops(spec), 0.0)
+        case specs.Rotations():
+            return Work("spectra", f"rotations {key(spec)}", rotations_flops(spec), 0.0)
         case specs.Patched():
             return Work("writing", f"writing {spec.shape.parameters}", 0.0, 2.0 * written(spec))
         case _:
@@ -160,6 +162,15 @@ def spectral_flops(spec: specs.SpectralPart) -> float:
         columns, rows = sorted(size_in(spec.scope, shape, role))
         gram, cube = 2.0 * rows * columns**2, float(columns) ** 3
         total += len(heads_in(spec.scope, shape, role)) * (3 * gram + 24 * cube if spec.of == "pair" else gram + 4 / 3 * cube)
+    return total
+
+
+def rotations_flops(spec: specs.Rotations) -> float:
+    """Of the chosen matrices: three Gram matrices, 24 n^3 as of any pair, and 2 n^3 for I_orth."""
+    total = 0.0
+    for _, role in spec.shown:
+        columns, rows = sorted(size_in("attention", spec.checkpoint.shape, role))
+        total += 6.0 * rows * columns**2 + 26.0 * float(columns) ** 3
     return total
 
 

@@ -70,7 +70,10 @@ def rewind(criterion: str, direction: Any, fraction: float) -> Point:
 
 def truncated(percent: int) -> Point:
     return Point(
-        name=f"percent={percent}", varies={"percent": percent}, config={}, spec=evaluated(Truncate(base=BASE, percent=percent, roles=("q",)))
+        name=f"percent={percent}",
+        varies={"percent": percent},
+        config={},
+        spec=evaluated(Truncate(base=BASE, percent=percent, roles=("q",))),
     )
 
 
@@ -103,5 +106,3 @@ def score(store: Store, spec: Spec, right: np.ndarray[Any, Any]) -> None:
     metric = {"value": float(right.mean()), "stderr": stderr, "n": len(right), "higher_is_better": True}
     table = pd.DataFrame({"task": "gsm8k", "document": range(len(right)), "answer": "42", "tokens": 600, "exact_match": right})
     made.build(store, spec, {"results.json": {"primary": GSM8K, "metrics": {GSM8K: metric}, "warnings": [], "seconds": 1.0}}, table=table)
-
-

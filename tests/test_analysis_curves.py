@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,13 +12,10 @@ import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from matplotlib.colors import to_hex
 
 import made_up_study as made
-from analysis import FIGURES, rewind_curve, summary
-from analysis.curve_style import caption
+from analysis import captions, metrics, summary
 from analysis.curves import Curve, curves, references
-from analysis.interactive_curve import interactive
 from analysis.results import frame, gaps, is_share, metric_names, rewound_units
 from cpt_lab.store import Store
 from cpt_lab.study import Point, Study, resolved
@@ -212,58 +208,7 @@ def test_the_summary_of_seven_fractions_fits_a_terminal_of_80_columns(results: p
     assert max(map(len, text.splitlines())) <= 80
 
 
-# -------------------------------------------------------------------------------------------------------------- figure
-
-
-def test_the_figure_has_two_panels_with_units_and_a_line_per_curve(results: pd.DataFrame) -> None:
-    figure = rewind_curve.printed(results)
-    left, right = figure.axes
-    assert (left.get_xlabel(), left.get_ylabel()) == ("Heads rewound to the base [%]", "tiny_math: exact match strict [%]")
-    assert right.get_ylabel() == "tiny_text: bits per byte  (lower is better)"
-    labels = left.get_legend_handles_labels()[1]
-    assert labels == ["delta norm ascending", "delta norm descending", "random (mean of 2)"]
-    lines = {line.get_label(): line for line in left.get_lines()}
-    assert list(lines["delta norm ascending"].get_ydata()) == pytest.approx([90, 85, 70, 45, 10])  # type: ignore[arg-type]
-
-
-def test_directions_differ_in_dashes_and_criteria_in_colour_and_marker(results: pd.DataFrame) -> None:
-    lines = {line.get_label(): line for line in rewind_curve.printed(results).axes[0].get_lines()}
-    ascending, descending, random = (lines[name] for name in ("delta norm ascending", "delta norm descending", "random (mean of 2)"))
-    assert (ascending.get_linestyle(), descending.get_linestyle()) == ("-", "--")
-    assert ascending.get_color() == descending.get_color() != random.get_color()
-    assert ascending.get_marker() != random.get_marker()
-    assert to_hex(str(descending.get_markerfacecolor())) == "#ffffff"
-
-
-def test_the_caption_says_which_part_of_the_items_was_scored(results: pd.DataFrame) -> None:
-    table = results.copy()
-    table.attrs = {**results.attrs, "part": {made.ACCURACY: "seeded 20 of 1,319"}}
-    assert "20 documents of tiny_math (seeded 20 of 1,319) and 10 documents of tiny_text;" in caption(table, curves(table, made.ACCURACY))
-
-
-def test_the_caption_says_sizes_protocol_and_gaps(with_gaps: pd.DataFrame) -> None:
-    text = " ".join(" ".join(item.get_text() for item in rewind_curve.printed(with_gaps).texts).split())
-    assert "Protocol tiny: 20 documents of tiny_math and 10 documents of tiny_text" in text
-    assert "1 of 20 points failed, 1 of 20 points not finished" in text
-
-
-def test_the_page_shows_the_same_numbers_as_the_print(results: pd.DataFrame) -> None:
-    printed, page = rewind_curve.build(results)
-    lines = {line.get_label(): line for line in printed.axes[0].get_lines()}
-    traces = [trace for trace in page.data if trace.name in lines and trace.xaxis == "x"]
-    assert [trace.name for trace in traces] == ["delta norm ascending", "delta norm descending", "random (mean of 2)"]
-    for trace in traces:
-        assert list(trace.y) == pytest.approx(list(lines[trace.name].get_ydata()))  # type: ignore[arg-type]
-        assert trace.line.dash == ("dash" if "descending" in trace.name else "solid")
-
-
-@pytest.mark.slow
-def test_the_same_results_give_the_same_files_and_the_page_needs_no_network(results: pd.DataFrame, tmp_path: Path) -> None:
-    first, second = (FIGURES["rewind_curve"](results, tmp_path / name, title="Why?") for name in ("a", "b"))
-    assert [path.name for path in first] == ["rewind_curve.png", "rewind_curve.pdf", "rewind_curve.html"]
-    assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
-    assert not re.search(r"<(script|link)[^>]+(src|href)\s*=", first[2].read_text())
-    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == sorted(path.name for path in first)
+# ----------------------------------------------------------------------------------------------------------------- words
 
 
 @pytest.mark.parametrize(("unit", "plural"), [("head", "heads"), ("layer", "layers"), ("matrix", "matrices")])
@@ -273,10 +218,7 @@ def test_axes_and_tables_say_what_is_rewound(unit: str, plural: str, tmp_path: P
     whole = Study(name="whole", points=tuple(made.point(order, fraction) for fraction in (0, 1)))  # settled without the order
     made.finish(store, whole)
     table = frame(store, whole)
-    label = f"{plural.capitalize()} rewound to the base [%]"
-    assert [axis.get_xlabel() for axis in rewind_curve.printed(table).axes] == [label, label]
-    page = interactive(table)
-    assert {page.layout.xaxis.title.text, page.layout.xaxis2.title.text} == {label}
+    assert metrics.fraction_axis(table).text == f"{plural.capitalize()} rewound to the base [%]"
     assert f"against the {plural} rewound [%]" in summary.text(table)
     mixed = frame(store, study.model_copy(update={"points": (*whole.points, study.points[0])}))
     assert rewound_units(mixed) == ("heads" if unit == "head" else "units")
@@ -289,7 +231,16 @@ def test_where_points_that_rewind_nothing_differ_there_is_no_line_for_them(resul
     assert references(both, made.ACCURACY) == {}
 
 
-def test_a_study_of_one_task_has_one_panel(results: pd.DataFrame) -> None:
+def test_beside_the_main_metric_stands_that_of_the_text_if_there_is_one(results: pd.DataFrame) -> None:
+    assert metrics.panels(results) == [made.ACCURACY, made.BITS]
     table = results.drop(columns=[made.BITS, f"{made.BITS}__stderr"])
     table.attrs = {**results.attrs, "n": {made.ACCURACY: 20}}
-    assert len(rewind_curve.printed(table).axes) == 1
+    assert metrics.panels(table) == [made.ACCURACY]
+    with pytest.raises(ValueError, match="one task only"):
+        metrics.pair(table, None, None)
+
+
+def test_a_part_of_the_items_is_said_with_their_number(results: pd.DataFrame) -> None:
+    table = results.copy()
+    table.attrs = {**results.attrs, "part": {made.ACCURACY: "seeded 20 of 1,319"}}
+    assert captions.size(table, made.ACCURACY) == "20 documents of tiny_math (seeded 20 of 1,319)"

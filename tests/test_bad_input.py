@@ -266,6 +266,24 @@ def test_a_table_of_spectra_that_makes_no_sense_is_refused(tmp_path: Path, words
     assert message in refusal(tmp_path, "target=spectra", *words)
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("target=rotations", "spectra.against=null"), "target=rotations compares two checkpoints and spectra.against is null"),
+        (("target=rotations", "spectra.against=tuned"), "spectra.of and spectra.against are both tuned"),
+        (("target=rotations", "rotations.layers=[4]"), "no layer 4 in a model of 4: give numbers from 0 to 3"),
+        (("target=rotations", "rotations.layers=[]"), "no matrices are asked for"),
+        (("target=rotations", "spectra.roles=[gat]"), "unknown role 'gat' (did you mean gate"),
+        (("target=rotations", "rotations.corner=0"), "rotations.corner: input should be greater than 0"),
+        (("target=attention_maps", "internals.heads=[4]"), "no head 4 in a model of 4: give numbers from 0 to 3"),
+        (("target=attention_maps", "internals.layers=[-1]"), "no layer -1 in a model of 4"),
+        (("target=attention_maps", "internals.prompt=0"), "internals.prompt: input should be greater than 0"),
+    ],
+)
+def test_pictures_of_matrices_and_maps_that_cannot_be_are_refused(tmp_path: Path, words: tuple[str, ...], message: str) -> None:
+    assert message in refusal(tmp_path, *words)
+
+
 def test_models_of_two_families_are_refused(tmp_path: Path, checkpoint: Path) -> None:
     base = tiny_checkpoint(tmp_path / "base", family="llama")
     assert "family is olmo2 in tuned and llama in base" in refusal(tmp_path, "target=spectra", *folders(checkpoint, base))

@@ -9,6 +9,7 @@ import pytest
 import torch
 import yaml
 
+from analysis.figures import REGISTRY
 from command_line import here
 from compositions import CONF, EXPERIMENTS, composed, points
 from cpt_lab import config
@@ -87,7 +88,7 @@ EXPECTED = {
     *(f"{kind}_{model}" for kind in ("entropy", "similarity") for model in POST_TRAINED),
     *(f"spectra_{size}" for size in BATCHES),
     *(f"post_training_{model}" for model in POST_TRAINED),
-    *("heterogeneity_1b", "evolution_1b"),
+    *("heterogeneity_1b", "evolution_1b", "post_training_tiny"),
 }
 # Of experiments that are one but for the model, the fast tests take the smallest: its siblings are composed with the slow ones.
 SIBLINGS = {
@@ -362,6 +363,24 @@ def test_post_training_compares_both_models_of_a_triple_with_their_base_matrix_b
         assert hub_id(one.against) == base
         assert one.blocks == "matrices"
         assert {"svsm_mean", "svsm_std", "rotation_nf", "agreement_residual_max"} <= set(one.measures)
+
+
+def test_post_training_in_miniature_makes_every_figure_and_table_of_its_paper() -> None:
+    made = points("+experiment=post_training_tiny")
+    kinds = {kind.__name__ for kind in map(type, (point.spec for point in made))}
+    assert kinds == {"Spectra", "Rotations", "Evaluation", "AttentionEntropy", "AttentionMaps", "LayerSimilarity"}
+    asked = set(config.parse(made[0].config).figures)
+    assert asked == {name for name, figure in REGISTRY.items() if any(source.startswith("T ") for source in figure.PAPERS)}
+
+
+def test_another_base_differs_in_its_seed_alone() -> None:
+    (twin,) = [
+        point.spec for point in points("+experiment=post_training_tiny") if isinstance(point.spec, Spectra) and point.varies["of"] == "twin"
+    ]
+    assert isinstance(twin.checkpoint, TrainedCheckpoint)
+    assert isinstance(twin.against, TrainedCheckpoint)
+    assert (twin.checkpoint.recipe.seed, twin.against.recipe.seed) == (1, 0)
+    assert twin.checkpoint.but(recipe=twin.against.recipe) == twin.against
 
 
 def test_points_that_experiments_share_have_one_key() -> None:

@@ -139,28 +139,31 @@ def test_an_evolution_has_every_matrix_as_a_point_coloured_by_its_layer(scene: A
 
 def test_boxes_stand_side_by_side_for_base_tuned_and_delta(scene: Any) -> None:
     results, parameters = scene
-    found = one("spectra_boxes", results, measures=["frobenius_norm"], roles=["q", "down"]).panels[0]
+    whole = one("spectra_boxes", results, measures=["frobenius_norm"], roles=["q", "down"], mlp_measures=["pl_ks"])
+    found, of_mlp = whole.panels
+    assert [text for _, text in of_mlp.x.ticks] == ["W down"]
     boxes = [mark for mark in found.marks if isinstance(mark, Spread)]
     assert [box.label for box in boxes] == ["base", "base", "tuned", "tuned", "delta", "delta"]
     assert sorted(boxes[4].samples) == pytest.approx(sorted(norms(delta(parameters), "q").ravel()))
     assert boxes[0].at < boxes[2].at < boxes[4].at < boxes[1].at
 
 
-def test_bars_count_every_singular_value_of_a_role_once(scene: Any) -> None:
+def test_bars_count_the_mean_spectrum_of_a_layers_heads(scene: Any) -> None:
     results, parameters = scene
-    found = panel(one("spectra_bars", results, bins=7), "W Q")
+    found = one("spectra_bars", results, bins=7, roles=["q"])
+    assert [panel.title for panel in found.panels] == ["W Q: base", "W Q: tuned", "W Q: delta"]
+    of = {"base": parameters["base"], "tuned": parameters["tuned"], "delta": delta(parameters)}
     spectra = {
-        name: np.concatenate([values(block(one, layer, "q", head)) for layer in LAYERS for head in HEADS])
-        for name, one in (("base", parameters["base"]), ("tuned", parameters["tuned"]), ("delta", delta(parameters)))
+        name: np.array([np.mean([values(block(weights_of, layer, "q", head)) for head in HEADS], axis=0) for layer in LAYERS])
+        for name, weights_of in of.items()
     }
-    every = np.concatenate(list(spectra.values()))
+    every = np.concatenate([found.ravel() for found in spectra.values()])
     bounds = np.geomspace(every.min() * (1 - 1e-6), every.max() * (1 + 1e-6), 8)
-    for mark in found.marks:
-        assert isinstance(mark, Bars)
-        assert mark.height.sum() == len(spectra[mark.label])
-        assert (
-            np.abs(mark.height - np.histogram(spectra[mark.label], bounds)[0]).sum() <= 2
-        )  # at the bounds float32 may fall to the other side
+    for panel_of, name in zip(found.panels, spectra, strict=True):
+        for layer, mark in enumerate(panel_of.marks):
+            assert isinstance(mark, Bars)
+            assert mark.label == f"layer {layer}"
+            assert mark.height.tolist() == np.histogram(spectra[name][layer], bounds)[0].tolist()
 
 
 def test_zeros_are_in_no_bin_and_equal_values_in_one() -> None:
@@ -272,7 +275,6 @@ def test_jitter_is_always_the_same_and_stays_beside_its_place() -> None:
         ("delta_norms", {"roles": ["k"]}, "none of the roles k is in all tables: choose some of q, o, gate, down"),
         ("singular_values", {"layer": 7}, "has no head 0 of q in layer 7: choose other layers, heads or roles"),
         ("quartets", {"roles": ["gate"]}, "none of gate has heads: choose roles from q, k, v, o"),
-        ("spectra_bars", {"layer": 9}, "there is no layer 9: choose one from 0 to 2"),
     ],
 )
 def test_what_cannot_be_drawn_is_refused_with_what_to_do(scene: Any, name: str, changes: dict[str, Any], message: str) -> None:

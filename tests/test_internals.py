@@ -17,11 +17,11 @@ import evaluation_cases as cases
 from cpt_lab.execution import Execution
 from cpt_lab.families import family
 from cpt_lab.internals.observe import attention_entropies, layer_means
-from cpt_lab.internals.similarity import entropy, gram, linear_cka
-from cpt_lab.internals.tables import build_entropy, build_similarity
+from cpt_lab.internals.similarity import binned, bounds, entropy, gram, linear_cka
+from cpt_lab.internals.tables import build_entropy, build_maps, build_similarity
 from cpt_lab.interventions import PruneLayers, Rewind
 from cpt_lab.interventions.prune_layers import Layers
-from cpt_lab.specs import AttentionEntropy, Heads, LayerSimilarity, Patched, Prompts, key
+from cpt_lab.specs import AttentionEntropy, AttentionMaps, Heads, LayerSimilarity, Patched, Prompts, key
 from factory import folder_spec, tiny_checkpoint, tiny_model, tiny_shape, tiny_shapes, workspace
 
 FAMILIES = [shape for shape in tiny_shapes(kv_heads=(4, 2)) if "+" not in shape.family and "-" not in shape.family]
@@ -140,6 +140,13 @@ def entropies_of(checkpoint: Any, scene: dict[str, Any], folder: Path, **changes
     return pd.read_parquet(work.product / "table.parquet")
 
 
+def maps_of(checkpoint: Any, scene: dict[str, Any], folder: Path, *, count: int = 1, **changes: Any) -> pd.DataFrame:
+    spec = AttentionMaps(checkpoint=checkpoint, prompts=Prompts(protocol=scene["protocol"], count=count), **changes)
+    work = workspace(folder)
+    build_maps(spec, work, product=lambda need: scene["products"][key(need)], how=Execution(device="cpu"))
+    return pd.read_parquet(work.product / "table.parquet")
+
+
 def similarity_of(checkpoint: Any, against: Any, scene: dict[str, Any], folder: Path) -> pd.DataFrame:
     prompts = Prompts(protocol=scene["protocol"], count=4)
     spec = LayerSimilarity(checkpoint=checkpoint, against=against, prompts=prompts)
@@ -164,6 +171,29 @@ def test_edits_of_late_layers_change_entropies_there_alone(scene: dict[str, Any]
     edited = entropies_of(rewound(scene, (1, 2)), scene, tmp_path / "edited").set_index(["layer", "head", "prompt"])
     changed = (own.entropy != edited.entropy).groupby("layer").any()  # OLMo 2 norms the queries of all heads together
     assert changed.tolist() == [False, True]
+
+
+def test_attention_of_more_tokens_than_cells_shares_rows_and_columns_and_still_adds_up_to_one() -> None:
+    weights = torch.softmax(random(7, 7).masked_fill(torch.ones(7, 7).triu(1) > 0, -torch.inf), dim=-1)
+    assert bounds(7, 3) == [0, 2, 5, 7]
+    found = binned(weights, 3)
+    assert found.sum(1).tolist() == pytest.approx([1, 1, 1])
+    assert float(found[1, 0]) == pytest.approx(float(weights[2:5, :2].sum(1).mean()))
+    assert torch.equal(binned(weights, 9), weights)
+
+
+def test_maps_of_attention_are_of_the_chosen_layers_heads_and_prompt(scene: dict[str, Any], tmp_path: Path) -> None:
+    entropies = entropies_of(scene["tuned"], scene, tmp_path / "entropies").set_index(["prompt", "layer", "head"])
+    maps = maps_of(scene["tuned"], scene, tmp_path / "maps", layers=(1,), heads=(0, 2), count=2)
+    assert sorted(maps.groupby(["layer", "head"]).groups) == [(1, -1), (1, 0), (1, 2)]
+    last = maps[(maps["head"] == 2) & (maps["row"] == maps["row"].max())]["weight"].to_numpy(np.float64)
+    assert -(last * np.log(last)).sum() == pytest.approx(entropies.loc[(1, 1, 2), "entropy"], rel=1e-5)
+
+
+def test_a_layer_that_was_pruned_away_has_no_map(scene: dict[str, Any], tmp_path: Path) -> None:
+    pruned = Patched(tuned=scene["tuned"], interventions=(PruneLayers(select=Layers(layers=(0,))),))
+    with pytest.raises(ValueError, match="no layer 1 in the edited model, which has 1"):
+        maps_of(pruned, scene, tmp_path / "maps")
 
 
 def test_every_layer_is_wholly_like_itself(scene: dict[str, Any], tmp_path: Path) -> None:

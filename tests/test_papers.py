@@ -46,7 +46,13 @@ def values(place: str) -> dict[tuple[str, ...], tuple[float | None, float | None
         ("T", "table 4", {"model": "Qwen2.5-14B", "tuned": "reasoning", "role": "o"}, 1.4, None),
         ("T", "table 5", {"model": "Qwen2.5-14B", "tuned": "instruct", "edit": "scale_transplant", "task": "gpqa"}, 35.60, 1.48),
         ("T", "table 6", {"model": "Llama-3.1-8B", "tuned": "instruct", "edit": "none", "task": "mmlu"}, 35.79, 1.43),
-        ("T", "table 7", {"model": "Qwen2.5-Math-7B", "tuned": "reasoning", "edit": "rotate_restore mlp in", "task": "math500"}, 65.60, 2.91),
+        (
+            "T",
+            "table 7",
+            {"model": "Qwen2.5-Math-7B", "tuned": "reasoning", "edit": "rotate_restore mlp in", "task": "math500"},
+            65.60,
+            2.91,
+        ),
         ("T", "table 8", {"model": "Llama-3.1-8B", "tuned": "instruct", "edit": "rotate_restore mlp in", "task": "gpqa"}, 6.01, 1.42),
     ],
 )
@@ -83,7 +89,11 @@ def test_alpha_is_the_tenth_of_the_mean_that_the_table_before_it_prints() -> Non
 def test_the_scales_of_scale_transplant_are_those_of_the_table() -> None:
     for checkpoint, (output, other) in ALPHAS.items():
         model, tuned = papers.post_trained()[checkpoint]
-        printed = {each.of["role"]: each.value for each in numbers() if each.place == "table 4" and each.of.get("tuned") == tuned and each.of["model"] == model}
+        printed = {
+            each.of["role"]: each.value
+            for each in numbers()
+            if each.place == "table 4" and each.of.get("tuned") == tuned and each.of["model"] == model
+        }
         assert printed == {role: output if role == "o" else other for role in ("q", "k", "v", "o", "up", "gate", "down")}
 
 

@@ -20,6 +20,7 @@ from analysis.figures import (
     entropy_maps,
     fit_distances,
     head_map,
+    head_map_difference,
     hyper_parameters,
     interpolation,
     math_share,
@@ -53,9 +54,17 @@ from cpt_lab.names import unknown
 class Figure(Protocol):
     """What a module of this package says and does."""
 
-    SHOWS: str  # in one line
-    PAPERS: tuple[str, ...]  # "P figure 5", "T table 3"
-    NEEDS: str  # what a study must contain, in one line
+    @property
+    def SHOWS(self) -> str:
+        """In one line."""
+
+    @property
+    def PAPERS(self) -> tuple[str, ...]:
+        """`P figure 5`, `T table 3`."""
+
+    @property
+    def NEEDS(self) -> str:
+        """What a study must contain, in one line."""
 
     def build(self, results: Results, settings: Mapping[str, Any]) -> Drawing | Sheet | Sequence[Drawing | Sheet]:
         """The figures, each with a name of its own; ValueError in one sentence if the study lacks what they need."""
@@ -69,6 +78,7 @@ REGISTRY: dict[str, Figure] = {
     "auc_diff": auc_diff,
     "single_head": single_head,
     "head_map": head_map,
+    "head_map_difference": head_map_difference,
     "truncation": truncation,
     "interpolation": interpolation,
     "transplantation": transplantation,

@@ -36,8 +36,8 @@ def build(results: Results, settings: Mapping[str, Any]) -> Sheet:
         f"Area between descending and ascending curves, {metric}",
         captions.sentences(
             captions.protocol(results.points, [metric]),
-            f"In points of the metric{' (percent)' if factor == 100 else ''} times the share of units rewound; ± paired standard error over documents"
-            " of AUC-diff, of a mean over seeds their standard deviation",
+            f"In points of the metric{' (percent)' if factor == 100 else ''} times the share of units rewound; ± paired standard error of "
+            "AUC-diff over documents, of a mean over seeds their standard deviation",
             captions.missing(results.points),
         ),
         ("criterion", *(f"{head} {part.name}" if len(parts) > 1 else head for part in parts for head in heads)),
@@ -55,14 +55,19 @@ def _columns(results: Results, metric: str, factor: float) -> dict[str, tuple[Ce
         cells = [_area(sides.get(direction), factor) for direction in ("ascending", "descending")]
         found[family] = (cells[0], cells[1], _difference(sides, tests.get(family), factor))
     best = max((cells[2].value for cells in found.values() if isinstance(cells[2].value, float)), default=None)
-    return {name: (*cells[:2], Cell(cells[2].value, cells[2].error, best=cells[2].value == best, note=cells[2].note)) for name, cells in found.items()}
+    return {
+        name: (*cells[:2], Cell(cells[2].value, cells[2].error, best=cells[2].value == best, note=cells[2].note))
+        for name, cells in found.items()
+    }
 
 
 def _area(curve: Curve | None, factor: float) -> Cell:
     if curve is None:
         return Cell(None)
     areas = factor * curve.areas()
-    return Cell(float(areas.mean()), float(areas.std(ddof=1)) if len(areas) > 1 else None, note=f"{len(areas)} seeds" if len(areas) > 1 else "")
+    return Cell(
+        float(areas.mean()), float(areas.std(ddof=1)) if len(areas) > 1 else None, note=f"{len(areas)} seeds" if len(areas) > 1 else ""
+    )
 
 
 def _difference(sides: Mapping[str, Curve], test: Test | None, factor: float) -> Cell:

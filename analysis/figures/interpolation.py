@@ -1,4 +1,4 @@
-"""Soups between two models in the plane of two metrics, with the chord and the models trained on mixtures (P figures 7, 17 a, 18 a and b)."""
+"""Soups between two models in the plane of two metrics, with the chord and the models trained on mixtures (P figures 7, 17 a, 18 a, b)."""
 
 from __future__ import annotations
 
@@ -44,18 +44,26 @@ def build(results: Results, settings: Mapping[str, Any]) -> Drawing:
     paths = _paths(results, x, y)
     mixtures = _mixtures(results, paths, x, y)
     plane = Panel(
-        tuple(mark for path in paths for mark in _in_plane(path, results, x, y)) + mixtures, x=metrics.axis(table, x), y=metrics.axis(table, y)
+        tuple(mark for path in paths for mark in _in_plane(path, results, x, y)) + mixtures,
+        x=metrics.axis(table, x),
+        y=metrics.axis(table, y),
     )
     beside = tuple(_from_chord(results, paths, name) for name in (x, y))
     caption = captions.sentences(
         captions.protocol(table, [x, y]),
-        f"Bars: standard error over documents; bands: paired standard error of soup - ((1 - w) one + w other) over the same documents",
+        "Bars: standard error over documents; bands: paired standard error of soup - ((1 - w) one + w other) over the same documents",
         "Dotted: the chord between the ends",
         "Pentagons: models trained on a mixture" if mixtures else "No model trained on a mixture among these points",
         captions.checkpoints(results),
         captions.missing(table),
     )
-    return Drawing("interpolation", results.question or results.name, caption, ((plane, *filter(None, beside)),), panel_size=(3.7, 3.6))
+    return Drawing(
+        "interpolation",
+        captions.title(results, "soups between two models"),
+        caption,
+        ((plane, *filter(None, beside)),),
+        panel_size=(3.7, 3.6),
+    )
 
 
 def _paths(results: Results, x: str, y: str) -> list[Path]:
@@ -65,13 +73,11 @@ def _paths(results: Results, x: str, y: str) -> list[Path]:
         state = "finished " if (results.points["intervention"] == "soup").any() else ""
         raise ValueError(f"study {results.name!r} has no {state}soup of two models: it needs {NEEDS}")
     unedited = table[(table["intervention"] == "none") & table["tuned"].isin(soups["tuned"])]
-    several = soups.groupby("tuned")["partner"].nunique().max() > 1
     found = []
     for run in runs.runs(soups, ("partner",)):
         start = unedited[unedited["tuned"].isin(run.points["tuned"])].assign(weight=0.0)
         rows = pd.concat([_plain(run.points), _plain(start)]).drop_duplicates("weight").sort_values("weight")
-        label = run.label if several or "partner" in run.label else f"{run.label} with {run.points['partner'].iloc[0]}"
-        found.append(Path(Run(label, run.look, rows), rows["weight"].to_numpy(float), tuple(rows["key"])))
+        found.append(Path(Run(run.label.replace(", with", " with"), run.look, rows), rows["weight"].to_numpy(float), tuple(rows["key"])))
     return found
 
 

@@ -24,7 +24,9 @@ def build(results: Results, settings: Mapping[str, Any]) -> list[Sheet]:  # noqa
     corpora = {part.corpus.name: part.corpus for mixture in stages.values() for part in mixture.parts}
     rows = tuple((mixture.name, _budgets(mixture, list(corpora))) for _, mixture in sorted(stages.items(), key=lambda item: item[0]))
     first_cpt = sum(not cpt for cpt, _ in stages)
-    groups = tuple((place, name) for place, name, count in ((0, "Pre-training", first_cpt), (first_cpt, "CPT", len(stages) - first_cpt)) if count)
+    groups = tuple(
+        (place, name) for place, name, count in ((0, "Pre-training", first_cpt), (first_cpt, "CPT", len(stages) - first_cpt)) if count
+    )
     caption = f"Tokens. {STAR}: oversampled, more tokens than the corpus has or may have."
     mixtures = Sheet("mixtures", "Training mixtures", caption, ("mixture", *corpora, "all"), rows, groups)
     return [mixtures, _corpora(results, corpora)]
@@ -45,13 +47,18 @@ def key_of(mixture: Mixture) -> str:
 
 def _budgets(mixture: Mixture, corpora: list[str]) -> tuple[Cell, ...]:
     parts = {part.corpus.name: part for part in mixture.parts}
-    cells = (Cell(f"{runs.tokens(parts[name].tokens)}{STAR if parts[name].oversample else ''}") if name in parts else Cell(None) for name in corpora)
+    cells = (
+        Cell(f"{runs.tokens(parts[name].tokens)}{STAR if parts[name].oversample else ''}") if name in parts else Cell(None)
+        for name in corpora
+    )
     return (*cells, Cell(runs.tokens(mixture.tokens)))
 
 
 def _corpora(results: Results, corpora: Mapping[str, Corpus]) -> Sheet:
     """A row per corpus: where it comes from, documents and tokens as far as they are known."""
-    counted = {spec.corpus.name: read_json(next(product.glob("*.json"))) for spec, product in results.needed(Tokens) if spec.split == "train"}
+    counted = {
+        spec.corpus.name: read_json(next(product.glob("*.json"))) for spec, product in results.needed(Tokens) if spec.split == "train"
+    }
     rows = []
     for name, corpus in corpora.items():
         known = counted.get(name, {})
@@ -59,7 +66,13 @@ def _corpora(results: Results, corpora: Mapping[str, Corpus]) -> Sheet:
         tokens = known.get("tokens", given)
         cells = (Cell(_source(corpus)), _count(known.get("documents")), _count(tokens), Cell(captions.short(key(corpus))))
         rows.append((name, cells))
-    return Sheet("corpora", "Corpora", "Tokens as counted, or as the configuration states them.", ("corpus", "source", "documents", "tokens", "key"), tuple(rows))
+    return Sheet(
+        "corpora",
+        "Corpora",
+        "Tokens as counted, or as the configuration states them.",
+        ("corpus", "source", "documents", "tokens", "key"),
+        tuple(rows),
+    )
 
 
 def _source(corpus: Corpus) -> str:

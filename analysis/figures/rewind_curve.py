@@ -37,7 +37,13 @@ def build(results: Results, settings: Mapping[str, Any]) -> Drawing:
         captions.without(*_missing(drawn[names[0]], settings["criteria"])),
         captions.missing(table),
     )
-    return Drawing("rewind_curve", results.question or results.name, caption, (panels,), panel_size=PANEL.get(len(panels), (3.8, 3.2)))
+    return Drawing(
+        "rewind_curve",
+        captions.title(results, "quality against the share rewound"),
+        caption,
+        (panels,),
+        panel_size=PANEL.get(len(panels), (3.8, 3.2)),
+    )
 
 
 def _panel(results: Results, metric: str, drawn: list[Curve], errors: str) -> Panel:

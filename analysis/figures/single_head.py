@@ -14,7 +14,7 @@ from analysis.drawing import Axis, Drawing, Heat, Panel
 from analysis.errors import Errors
 from analysis.figures.head_map import size
 from analysis.results import Results
-from cpt_lab.interventions import Rewind
+from cpt_lab.interventions.rewind import Rewind
 from cpt_lab.specs import Evaluation, Heads, ModelShape, Patched, Ranking, key
 from cpt_lab.store import read_json
 
@@ -58,10 +58,18 @@ def _of_rankings(results: Results) -> list[Map]:
         metric = ranking.probe.metric or str(known.get("primary", "score"))
         share = _is_share(known, metric)
         factor = 100.0 if share else 1.0
-        changes, errors = (factor * _grid(ranking.shape, table[name]) if name in table else np.full(_size(ranking.shape), np.nan) for name in ("score", "stderr"))
+        changes, errors = (
+            factor * _grid(ranking.shape, table[name]) if name in table else np.full(_size(ranking.shape), np.nan)
+            for name in ("score", "stderr")
+        )
         label = f"{ranking.shape.name}, {captions.ranking(ranking)}"
-        found[_without_direction(ranking)] = Map("", label, metric, changes, errors, _protocol(ranking.probe.protocol), "%" if share else "")
-    return [Map(**{**vars(each), "name": "single_head" if len(found) == 1 else f"single_head_{place}"}) for place, each in enumerate(found.values())]
+        found[_without_direction(ranking)] = Map(
+            "", label, metric, changes, errors, _protocol(ranking.probe.protocol), "%" if share else ""
+        )
+    return [
+        Map(**{**vars(each), "name": "single_head" if len(found) == 1 else f"single_head_{place}"})
+        for place, each in enumerate(found.values())
+    ]
 
 
 def _of_points(results: Results, asked: str | None) -> list[Map]:
@@ -109,11 +117,19 @@ def _drawing(found: Map, results: Results) -> Drawing:
         f"Protocol {found.protocol}",
         found.title,
         f"{known.size} of {found.changes.size} heads; mean absolute change {np.abs(known).mean():.3g}",
-        f"{int(clear.sum())} heads differ from the unedited model by more than two paired standard errors, {0.05 * known.size:.0f} would by chance",
+        f"{int(clear.sum())} heads differ from the unedited model by more than two paired standard errors; by chance alone about "
+        f"{0.05 * known.size:.0f} would",
         captions.missing(results.points),
     )
     panel = Panel((heat,), x=Axis("Head"), y=Axis("Layer"))
-    return Drawing(found.name, f"Each head alone rewound to the base: change of {found.metric}", caption, ((panel,),), legend=False, panel_size=size(found.changes))
+    return Drawing(
+        found.name,
+        f"Each head alone rewound to the base: change of {found.metric}",
+        caption,
+        ((panel,),),
+        legend=False,
+        panel_size=size(found.changes),
+    )
 
 
 def _one_head(spec: Any) -> tuple[int, int] | None:

@@ -12,6 +12,7 @@ from analysis.drawing import Axis, Dots, Drawing, Look, Mark, Panel, Spread
 from analysis.spectral import UNITS, chosen_roles, jitter, measure_text, of_role, role_text, sources
 from analysis.spectral_triples import LOOKS, Triple, name_of, triples
 from analysis.spectral_triples import NEEDS as NEEDS
+from cpt_lab.architecture import ATTENTION_ROLES
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -24,18 +25,17 @@ STEP, WIDTH = 0.3, 0.13  # between the three of a matrix; of a box and of its po
 
 
 def build(results: Results, settings: Mapping[str, Any]) -> list[Drawing]:
-    """A figure per pair of checkpoints, a panel per measure."""
-    measures = list(settings["measures"])
-    found = triples(results, measures=measures)
-    return [
-        _drawing(triple, measures, settings["roles"], name_of("spectra_boxes", place, len(found))) for place, triple in enumerate(found)
-    ]
+    """A figure per pair of checkpoints, a panel per measure; some measures are shown of the MLP alone (P appendix D)."""
+    found = triples(results, measures=[*settings["measures"], *settings["mlp_measures"]])
+    return [_drawing(triple, settings, name_of("spectra_boxes", place, len(found))) for place, triple in enumerate(found)]
 
 
-def _drawing(triple: Triple, measures: Sequence[str], asked: Sequence[str] | None, name: str) -> Drawing:
-    roles = chosen_roles(asked, list(triple.members.values()))
+def _drawing(triple: Triple, settings: Mapping[str, Any], name: str) -> Drawing:
+    roles = chosen_roles(settings["roles"], list(triple.members.values()))
+    of_mlp = [role for role in roles if role not in ATTENTION_ROLES]
     frames = {part: one.table() for part, one in triple.members.items()}
-    rows = tuple((_panel(triple, frames, roles, measure),) for measure in measures)
+    wanted = [(measure, roles) for measure in settings["measures"]] + [(measure, of_mlp) for measure in settings["mlp_measures"] if of_mlp]
+    rows = tuple((_panel(triple, frames, there, measure),) for measure, there in wanted)
     said = (
         "Boxes: quartiles, whiskers to 1.5 times their distance. A point is a head, or a whole matrix of the MLP, blue in the first "
         f"layer to red in the last. {sources(triple.members.values())}."

@@ -26,16 +26,21 @@ def build(results: Results, settings: Mapping[str, Any]) -> Drawing:
     found = unedited(results, x, y)
     starts = dict(zip(found["start"].unique(), palette.series(list(found["start"].unique())).values(), strict=True))
     budgets = sorted(float(tokens) for tokens in found["cpt_tokens"].dropna().unique())
-    marks = [_dots(results, rows, (x, y), starts[rows["start"].iloc[0]], budgets) for _, rows in found.groupby(["start", "role", "cpt_tokens"], sort=False, dropna=False)]
+    marks = [
+        _dots(results, rows, (x, y), starts[rows["start"].iloc[0]], budgets)
+        for _, rows in found.groupby(["start", "role", "cpt_tokens"], sort=False, dropna=False)
+    ]
     caption = captions.sentences(
         captions.protocol(table, [x, y]),
-        "Hollow: pre-trained; filled: after CPT; the larger, the more CPT tokens" if "base" in set(found["role"]) else "The larger, the more CPT tokens",
+        "Hollow: pre-trained; filled: after CPT; the larger, the more CPT tokens"
+        if "base" in set(found["role"])
+        else "The larger, the more CPT tokens",
         "Bars: standard error over documents",
         captions.checkpoints(results),
         captions.missing(table),
     )
     panel = Panel(tuple(marks), x=metrics.axis(table, x), y=metrics.axis(table, y))
-    return Drawing("trade_off", results.question or results.name, caption, ((panel,),), panel_size=(5.7, 4.4))
+    return Drawing("trade_off", captions.title(results, "what CPT gains and costs"), caption, ((panel,),), panel_size=(5.7, 4.4))
 
 
 def unedited(results: Results, *names: str) -> pd.DataFrame:

@@ -32,7 +32,9 @@ def build(results: Results, settings: Mapping[str, Any]) -> Drawing:
     plain = done[done["intervention"] == "none"]
     own = plain[plain["tuned"].isin(moved["tuned"])]
     places = {label: tuple(run["tuned"].unique()) for label, run in ((run.label, run.points) for run in runs.runs(moved))}
-    panels = tuple(_panel(results, name, places, {"tuned": own, "transplanted": moved, "base": plain[plain["role"] == "base"]}) for name in names)
+    panels = tuple(
+        _panel(results, name, places, {"tuned": own, "transplanted": moved, "base": plain[plain["role"] == "base"]}) for name in names
+    )
     caption = captions.sentences(
         captions.protocol(table, names),
         f"Bars: of transplanted models {PAIRED}, of the others standard error over documents",
@@ -41,7 +43,7 @@ def build(results: Results, settings: Mapping[str, Any]) -> Drawing:
         captions.checkpoints(results),
         captions.missing(table),
     )
-    return Drawing("transplantation", results.question or results.name, caption, (panels,), panel_size=(3.8, 3.3))
+    return Drawing("transplantation", captions.title(results, "transplanted singular values"), caption, (panels,), panel_size=(3.8, 3.3))
 
 
 def _panel(results: Results, metric: str, places: Mapping[str, tuple[str, ...]], kinds: Mapping[str, pd.DataFrame]) -> Panel:
@@ -50,11 +52,26 @@ def _panel(results: Results, metric: str, places: Mapping[str, tuple[str, ...]],
     errors = Errors(results, metric)
     for kind, given in kinds.items():
         rows = given.dropna(subset=[metric])
-        x = np.array([at.get(name, 0) if kind != "base" else _nearest(row, places, kinds) for name, (_, row) in zip(rows["tuned"], rows.iterrows(), strict=True)], dtype=float)
+        x = np.array(
+            [
+                at.get(name, 0) if kind != "base" else _nearest(row, places, kinds)
+                for name, (_, row) in zip(rows["tuned"], rows.iterrows(), strict=True)
+            ],
+            dtype=float,
+        )
         bars = errors.of(rows) if kind == "transplanted" else rows[f"{metric}{STDERR}"].to_numpy(float)
         if len(rows):
             label = {"transplanted": "with transplanted singular values"}.get(kind, kind)
-            marks.append(Dots(label, x, factor * rows[metric].to_numpy(float), LOOKS[kind], y_bars=factor * bars, size=9.0 if kind == "transplanted" else 7.0))
+            marks.append(
+                Dots(
+                    label,
+                    x,
+                    factor * rows[metric].to_numpy(float),
+                    LOOKS[kind],
+                    y_bars=factor * bars,
+                    size=9.0 if kind == "transplanted" else 7.0,
+                )
+            )
     ticks = tuple((float(place), label) for place, label in enumerate(places))
     return Panel(tuple(marks), x=Axis("", ticks=ticks, limits=(-0.6, len(places) - 0.4)), y=metrics.axis(results.points, metric))
 

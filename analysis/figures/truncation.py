@@ -29,7 +29,9 @@ def build(results: Results, settings: Mapping[str, Any]) -> Drawing:
     errors = Errors(results, metric)
     whole = [name for run in found if (name := _without_whole(run))]
     factor = metrics.scale(results.points, metric)
-    values = Panel(tuple(_line(run, metric, errors, factor) for run in found), x=KEPT, y=metrics.axis(results.points, metric, from_zero=True))
+    values = Panel(
+        tuple(_line(run, metric, errors, factor) for run in found), x=KEPT, y=metrics.axis(results.points, metric, from_zero=True)
+    )
     shares = [_line(run, metric, errors, 100 / at) for run in found if (at := _whole(run, metric))]
     relative = Axis(f"{metrics.label(results.points, metric)}, relative to the whole delta", "%", limits=(0, None))
     level = Reference("the whole delta", y=100.0)
@@ -42,7 +44,9 @@ def build(results: Results, settings: Mapping[str, Any]) -> Drawing:
         captions.missing(results.points),
     )
     panels = (values, Panel((level, *shares), x=KEPT, y=relative)) if shares else (values,)
-    return Drawing("truncation", results.question or results.name, caption, (panels,), panel_size=(4.45, 3.7))
+    return Drawing(
+        "truncation", captions.title(results, "quality against the singular values kept"), caption, (panels,), panel_size=(4.45, 3.7)
+    )
 
 
 def points(results: Results, metric: str) -> pd.DataFrame:

@@ -17,7 +17,18 @@ from cpt_lab.evaluation.statistics import mean, standard_error
 from cpt_lab.interventions.prune_layers import FirstLayers, PruneLayers
 from cpt_lab.interventions.rotation import Rotation
 from cpt_lab.interventions.truncate import Truncate
-from cpt_lab.specs import Checkpoint, Correlation, Evaluation, FolderCheckpoint, HubCheckpoint, Patched, Spectra, TrainedCheckpoint, key
+from cpt_lab.specs import (
+    ChatTask,
+    Checkpoint,
+    Correlation,
+    Evaluation,
+    FolderCheckpoint,
+    HubCheckpoint,
+    Patched,
+    Spectra,
+    TrainedCheckpoint,
+    key,
+)
 from cpt_lab.spectra.blocks import WHOLE
 from cpt_lab.store import read_json
 
@@ -82,13 +93,14 @@ def accuracies(results: Results) -> Iterator[Measured]:
 
 
 def generated_tokens(results: Results) -> Iterator[Measured]:
-    """The mean number of tokens that were generated per document, of tasks that generate; the error is that of the mean."""
+    """The mean number of tokens of an answer, of chat tasks, as T counts them; the error is that of the mean."""
     for found in results.of_kind(Evaluation):
-        samples = results.documents(key(found.spec))
-        for task, _ in _metrics_of(found):
-            rows = samples[(samples["task"] == task) & samples["answer"].notna()]
-            if len(rows):
-                tokens = np.asarray(rows["tokens"], float) / _repeats(found.spec, task)
+        chats = {task.name: task.repeats for task in found.spec.protocol.tasks if isinstance(task, ChatTask)}
+        asked = [task for task, _ in _metrics_of(found) if task in chats]
+        samples = results.documents(key(found.spec), ["task", "tokens"]) if asked else None
+        for task in asked:
+            if samples is not None:
+                tokens = np.asarray(samples.loc[samples["task"] == task, "tokens"], float) / chats[task]
                 yield _point("generated_tokens", found, {"task": task}, mean(tokens), standard_error(tokens), len(tokens))
 
 
@@ -116,7 +128,7 @@ def rewinds(results: Results) -> Iterator[Measured]:
             error = None if both.stderr is None else 100 * both.stderr
             points = _names(results, [keys for order in found if order.family == family for row in order.keys for keys in row])
             yield Measured("auc_difference", {**of, "task": task, "criterion": family}, abs(100 * both.mean), error, both.n, points)
-        yield from _along(results, found, Outcomes(results, metric), {**of, "task": task})
+        yield from _along(results, found, results.outcomes(metric), {**of, "task": task})
 
 
 def truncations(results: Results) -> Iterator[Measured]:
@@ -130,7 +142,7 @@ def truncations(results: Results) -> Iterator[Measured]:
         if not isinstance(change, Truncate) or not results.has(unedited):
             continue
         for task, metric in _metrics_of(found):
-            outcomes = Outcomes(results, metric)
+            outcomes = results.outcomes(metric)
             after, before = outcomes.of(key(found.spec)), outcomes.of(unedited)
             compared = test(after, before)
             if compared is not None and before is not None and before.mean() > 0:
@@ -218,12 +230,13 @@ def _metrics_of(found: Found[Evaluation]) -> list[tuple[str, str]]:
 
 def _of_rewinds(results: Results) -> list[tuple[str, str, dict[str, str | None]]]:
     """(task, metric, of which checkpoint) of what is rewound; nothing where several checkpoints are."""
-    rewound = results.points[results.points["fraction"].notna() & results.points["criterion"].notna()]
-    evaluations = [found for found in results.of_kind(Evaluation) if found.point.name in set(rewound["name"])]
-    of = [of_checkpoint(found.spec.loaded) for found in evaluations]
-    if not of or any(each != of[0] for each in of):
+    table = results.points
+    rewound = set(table.loc[table["fraction"].notna() & table["criterion"].notna(), "name"])
+    evaluations = [found for found in results.of_kind(Evaluation) if found.point.name in rewound]
+    if not evaluations or len({key(found.spec.loaded) for found in evaluations}) > 1:
         return []
-    return [(task, metric, of[0]) for task, metric in _metrics_of(evaluations[0])]
+    of = of_checkpoint(evaluations[0].spec.loaded)
+    return [(task, metric, of) for task, metric in _metrics_of(evaluations[0])]
 
 
 def _along(results: Results, found: list[orders.Order], outcomes: Outcomes, of: dict[str, str | None]) -> Iterator[Measured]:
@@ -268,8 +281,3 @@ def _pruned(found: Found[Evaluation]) -> tuple[str, int] | None:
     layers = change.select.layers
     total = checkpoint.shape.num_layers
     return ("last", len(layers)) if sorted(layers) == list(range(total - len(layers), total)) else None
-
-
-def _repeats(spec: Evaluation, task: str) -> int:
-    """How many answers the tokens of a document are the sum of."""
-    return next((int(getattr(each, "repeats", 1)) for each in spec.protocol.tasks if each.name == task), 1)

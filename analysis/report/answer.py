@@ -6,7 +6,7 @@ import shlex
 from dataclasses import dataclass
 
 from analysis.orders import Order, scale
-from analysis.paired import Outcomes, test
+from analysis.paired import test
 from analysis.report.cost import Cost
 from analysis.report.verdicts import Compared, OrderVerdict, PointVerdict, p_text
 from analysis.results import STDERR, Results, gaps, is_share, rewound_units
@@ -110,7 +110,7 @@ def _lead(compared: Compared, tests: int, factor: float, points: str) -> str:
 
 def _carried(results: Results, best: Order, metric: str) -> str:
     """How large a share the best order rewinds before the loss is more than two standard errors."""
-    outcomes, (factor, unit) = Outcomes(results, metric), _unit(results, metric)
+    outcomes, (factor, unit) = results.outcomes(metric), _unit(results, metric)
     at = dict(zip(best.fractions, best.keys[0], strict=True))
     if 0.0 not in at:
         return ""
@@ -133,7 +133,9 @@ def _carried(results: Results, best: Order, metric: str) -> str:
 
 def _rest(results: Results, cost: Cost) -> list[str]:
     missing = gaps(results.points)
-    spent = f"All of it took {duration(cost.seconds)} of work" + (f" and {cost.gpu_hours:.3g} GPU hours." if cost.gpu_hours else ", none of it on a GPU.")
+    spent = f"All of it took {duration(cost.seconds)} of work" + (
+        f" and {cost.gpu_hours:.3g} GPU hours." if cost.gpu_hours else ", none of it on a GPU."
+    )
     return [spent, *([f"Not all is there: {missing}."] if missing else [])]
 
 

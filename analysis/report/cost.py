@@ -10,7 +10,7 @@ from analysis.results import Results
 from cpt_lab.plan import stage_of
 from cpt_lab.specs import Spec, closure, key
 from cpt_lab.store import State
-from cpt_lab.study import point_status, resolved, warnings
+from cpt_lab.study import warnings
 
 MOST_MESSAGES = 20
 
@@ -81,13 +81,11 @@ def account(results: Results) -> Account:
 
 def troubles(results: Results) -> Iterable[Trouble]:
     """The points without a result, those that ended alike together, the most frequent first."""
+    table = results.points
     alike: dict[tuple[str, str], list[str]] = {}
-    for study in results.studies:
-        for name, spec in resolved(results.store, study.points).items():
-            status = point_status(results.store, spec)
-            if status.state is not State.DONE:
-                first = next(iter(status.message.splitlines()), "")
-                alike.setdefault((status.state.value, first), []).append(name)
+    for name, state, message in table.loc[table["state"] != State.DONE.value, ["name", "state", "message"]].itertuples(index=False):
+        first = next(iter(str(message).splitlines()), "")
+        alike.setdefault((str(state), first), []).append(str(name))
     return [Trouble(*what, tuple(points)) for what, points in sorted(alike.items(), key=lambda each: -len(each[1]))][:MOST_MESSAGES]
 
 

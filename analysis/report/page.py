@@ -15,9 +15,19 @@ from analysis.papers import beside
 from analysis.report import ancestry, answer, cost, verdicts
 from analysis.results import Results, metric_names
 from cpt_lab.report import duration
-from cpt_lab.specs import Evaluation, Protocol, Spec, closure, identity, key
-from cpt_lab.specs import Ranking, Spectra, TrainedCheckpoint
-from cpt_lab.specs import FolderCheckpoint, HubCheckpoint
+from cpt_lab.specs import (
+    Evaluation,
+    FolderCheckpoint,
+    HubCheckpoint,
+    Protocol,
+    Ranking,
+    Spec,
+    Spectra,
+    TrainedCheckpoint,
+    closure,
+    identity,
+    key,
+)
 
 NAME = "report.html"
 TEMPLATE = "report.html.jinja"
@@ -165,4 +175,6 @@ def _template() -> Any:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     loader = PackageLoader("analysis.report", "")
-    return Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True).get_template(TEMPLATE)
+    return Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True).get_template(
+        TEMPLATE
+    )

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from analysis.drawing import Cell, Sheet
 from analysis.orders import Order, difference, directions, orders, scale
-from analysis.paired import LEVEL, Outcomes, Test, holm, test
+from analysis.paired import LEVEL, Test, holm, test
 from analysis.results import STDERR, Results, gaps, metric_names
 
 LEAST_P = 0.001
@@ -71,7 +71,7 @@ def of_orders(results: Results, metric: str) -> OrderVerdict | None:
 def of_points(results: Results, metric: str) -> PointVerdict | None:
     """None where fewer than two distinct results can be paired."""
     table = results.points
-    outcomes = Outcomes(results, metric)
+    outcomes = results.outcomes(metric)
     done = table[table["state"] == "done"]
     unedited = {str(row["name"]): str(row["unedited"]) for _, row in done.iterrows()} if "unedited" in done else {}
     has_own = any(results.has(of) and of != key for of, key in zip(unedited.values(), done["key"], strict=True))

@@ -67,7 +67,9 @@ def _all(results: Results, folder: Path, changes: dict[str, Any]) -> int:
     from analysis import figures, output
 
     if changes:
-        raise ValueError(f"settings belong to a figure ({', '.join(changes)}): name it, as in `figure {results.name} rewind_curve errors=documents`")
+        raise ValueError(
+            f"settings belong to a figure ({', '.join(changes)}): name it, as in `figure {results.name} rewind_curve errors=documents`"
+        )
     shown, reasons = 0, []
     for name, drawn in figures.available(results):
         if isinstance(drawn, str):

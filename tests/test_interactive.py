@@ -1,0 +1,72 @@
+"""Drawings on a page: the same numbers as on paper, names escaped, nothing loaded from elsewhere."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from analysis import interactive
+from analysis.drawing import Drawing, Panel
+from render_cases import CELLS, DOTS, EVERYTHING, HEAT, LINES, SPREADS
+
+
+def only(panel: Panel) -> Drawing:
+    return Drawing("one", "One", "", ((panel,),))
+
+
+def test_lines_have_their_values_bands_bars_and_dashes() -> None:
+    figure = interactive.figure(only(LINES))
+    band, banded, barred = figure.data
+    assert list(banded.y) == pytest.approx([1, np.nan, 3], nan_ok=True)
+    assert list(band.y) == pytest.approx([1.1, 3.2, 2.8, 0.9])  # where both ends are known, up and back
+    assert (barred.line.dash, barred.marker.symbol, list(barred.error_y.array)) == ("dash", "square-open", [0.3, 0.2, 0.1])
+    assert banded.legendgroup == band.legendgroup != barred.legendgroup
+    assert len(figure.layout.shapes) == 3  # two levels and the chord
+    assert figure.layout.yaxis.title.text == "Accuracy &lt;b&gt; [%]"
+
+
+def test_a_heat_and_coloured_dots_have_a_bar_each_beside_their_panel() -> None:
+    figure = interactive.figure(Drawing("one", "One", "", ((DOTS, HEAT),)))
+    heat = next(trace for trace in figure.data if trace.type == "heatmap")
+    np.testing.assert_array_equal(np.asarray(heat.z), CELLS)
+    assert heat.coloraxis == "coloraxis2"
+    assert (figure.layout.coloraxis2.cmin, figure.layout.coloraxis2.cmax) == (-2, 2)
+    dots = next(trace for trace in figure.data if trace.name == "coloured")
+    assert (dots.marker.coloraxis, figure.layout.coloraxis.colorbar.title.text) == ("coloraxis", "agreement")
+    assert figure.layout.coloraxis.colorbar.x < figure.layout.coloraxis2.colorbar.x
+    assert heat.text[0][1] == "low, k"
+
+
+def test_samples_keep_their_place_and_unknown_ones_are_left_out() -> None:
+    box, violin, _, empty, bars = interactive.figure(only(SPREADS)).data
+    assert (box.type, violin.type, bars.type) == ("box", "violin", "bar")
+    assert set(box.x) == {0.0}
+    assert len(box.y) == 50
+    assert len(empty.y) == 0
+    assert list(bars.error_y.array) == [0.2, 0.3]
+
+
+def test_the_legend_names_every_label_once() -> None:
+    traces = [trace.name for trace in interactive.figure(EVERYTHING).data if trace.showlegend]
+    assert sorted(traces) == ["banded", "barred", "bars", "coloured", "plain"]
+    assert not interactive.figure(replace(EVERYTHING, legend=False)).layout.showlegend
+
+
+def test_a_fragment_has_the_plot_and_the_caption_without_the_library() -> None:
+    text = interactive.fragment(EVERYTHING)
+    assert len(text) < 100_000
+    assert "Seen &amp; drawn, with n = 3." in text
+    assert 'aria-label="Every mark &lt;once&gt;"' in text
+    assert 'id="plot-everything"' in text
+
+
+@pytest.mark.slow
+def test_a_page_is_complete_and_loads_nothing() -> None:
+    text = interactive.page(EVERYTHING)
+    assert text == interactive.page(EVERYTHING)
+    assert not re.search(r"<(script|link|img)[^>]+(src|href)\s*=", text)
+    assert "<title>Every mark &lt;once&gt;</title>" in text
+    assert '<html lang="en">' in text
