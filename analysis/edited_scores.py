@@ -9,7 +9,7 @@ import numpy as np
 
 from analysis.captions import missing, sentences, short
 from analysis.drawing import Cell, Sheet
-from analysis.edited import Group, groups, same
+from analysis.edited import ORIGINAL, Group, groups, same
 from cpt_lab.evaluation.statistics import paired_difference, standard_error
 from cpt_lab.specs import Evaluation, Intervention, key
 from cpt_lab.study import scores
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def score_sheet(results: Results, edits: Sequence[type[Intervention]], *, name: str, title: str, needs: str) -> Sheet:
-    """A row per model and edit, a column per task: its first metric, in percent if it is a share of documents."""
+    """A row per model and edit, two columns per task: its first metric, in percent if it is a share of documents, and the difference."""
     found = _one_protocol(results, edits, needs)
     metrics = _first_metrics(results, found)
     rows, headings = [], []
@@ -30,10 +30,18 @@ def score_sheet(results: Results, edits: Sequence[type[Intervention]], *, name: 
         reference = None if group.original is None else _documents(results, group.original)
         for text, point in group.every:
             mine, told = _documents(results, point), scores(results.store, point.spec)["metrics"]
-            cells = tuple(_score(told.get(metric), mine, None if text == "original" else reference, metric) for metric in metrics)
+            before = None if text == ORIGINAL else reference
+            cells = tuple(cell for metric in metrics for cell in _score(told.get(metric), mine, before, metric))
             rows.append((text, cells))
     said = _said(results, found, "deviation of repetitions where a task has them, else standard error over documents")
-    return Sheet(name, title, said, ("model", *(_heading(metric) for metric in metrics)), tuple(rows), groups=tuple(headings))
+    return Sheet(
+        name,
+        title,
+        said,
+        ("model", *(word for metric in metrics for word in (_heading(metric), "to the original"))),
+        tuple(rows),
+        groups=tuple(headings),
+    )
 
 
 def length_sheet(results: Results, edits: Sequence[type[Intervention]], *, name: str, title: str, needs: str) -> Sheet:
@@ -79,28 +87,27 @@ def _documents(results: Results, point: Found[Evaluation]) -> pd.DataFrame:
     return results.documents(key(point.spec))
 
 
-def _score(told: dict[str, Any] | None, mine: pd.DataFrame, original: pd.DataFrame | None, metric: str) -> Cell:
-    """The value with its error, and in the note the paired difference to the untouched model."""
+def _score(told: dict[str, Any] | None, mine: pd.DataFrame, original: pd.DataFrame | None, metric: str) -> tuple[Cell, Cell]:
+    """The value with its error, and the paired difference to the untouched model."""
     if told is None or told["value"] is None:
-        return Cell(None)
+        return Cell(None), Cell(None)
     share = bool(told["higher_is_better"]) and 0 <= told["value"] <= 1
     scale, digits = (100.0, 1) if share else (1.0, 3)
     error = told.get("std", told["stderr"])
-    note = "" if original is None else _difference(mine, original, metric, scale, digits)
-    return Cell(scale * told["value"], None if error is None else scale * error, digits, note=note)
+    value = Cell(scale * told["value"], None if error is None else scale * error, digits)
+    return value, Cell(None) if original is None else _difference(mine, original, metric, scale, digits)
 
 
-def _difference(mine: pd.DataFrame, original: pd.DataFrame, metric: str, scale: float, digits: int) -> str:
+def _difference(mine: pd.DataFrame, original: pd.DataFrame, metric: str, scale: float, digits: int) -> Cell:
     task, _, column = metric.partition("/")
     if column not in mine or column not in original:
-        return ""
+        return Cell(None)
     ours, theirs = (table[table["task"] == task].groupby("document")[column].mean().dropna() for table in (mine, original))
     shared = ours.index.intersection(theirs.index)
     if shared.empty:
-        return ""
+        return Cell(None)
     found = paired_difference(ours.loc[shared].to_numpy(np.float64), theirs.loc[shared].to_numpy(np.float64))
-    error = "" if found.stderr is None else f" ± {scale * found.stderr:.{digits}f}"
-    return f"{scale * found.mean:+.{digits}f}{error} to the original"
+    return Cell(scale * found.mean, None if found.stderr is None else scale * found.stderr, digits)
 
 
 def _length(table: pd.DataFrame, task: str, repeats: int) -> Cell:
@@ -120,7 +127,7 @@ def _said(results: Results, found: Sequence[Group[Evaluation]], errors: str) -> 
     without = [group.label for group in found if group.original is None]
     return sentences(
         f"Protocol {protocol.name} ({short(key(protocol))}), documents: {sizes}",
-        f"±: {errors}; differences are paired over documents",
+        f"±: {errors}; differences: mean and standard error over the same documents",
         f"The untouched model is not in the study: {', '.join(without)}" if without else "",
         missing(results.points),
     )

@@ -46,7 +46,7 @@ class Errors:
     def _documents(self, of: str, metric: str) -> Documents | None:
         """Outcomes by document; None where there are none."""
         found = self._results.outcomes(metric).of(of)
-        return None if found is None else (found.index.to_numpy(), found.to_numpy(np.float64))
+        return None if found is None else (found.index.to_numpy(), np.asarray(found, dtype=np.float64))
 
 
 def _error(found: Sequence[Documents | None], weights: Sequence[float]) -> float:

@@ -50,7 +50,9 @@ def figure(drawing: Drawing) -> Any:
     from plotly.subplots import make_subplots
 
     rows, columns = len(drawing.rows), max(map(len, drawing.rows))
-    specs = [[{} if column < len(row) and row[column] is not None else None for column in range(columns)] for row in drawing.rows]
+    specs: list[list[dict[str, str] | None]] = [
+        [{} if column < len(row) and row[column] is not None else None for column in range(columns)] for row in drawing.rows
+    ]
     width, height = _size(drawing)
     plotted = width - LEFT - 20
     between = (LEFT + (BAR if any(map(needs_colour_bar, drawing.panels)) else 0)) / plotted

@@ -24,11 +24,12 @@ DOMAIN_OF = {  # P table 1: what a source of data is for; all others are a domai
 MOSTLY = 0.75  # a mixture with so much of one domain is of this domain: P's text mix of 50B has 17 % of instructions
 
 
-def columns(spec: Spec) -> dict[str, Any]:
+def columns(spec: Spec, known: dict[tuple[str, str], str] | None = None) -> dict[str, Any]:
     """The COLUMNS of a point, None where one does not apply.
 
     role: base, tuned, soup or edited. Tokens are numbers of tokens; of a hub checkpoint as its revision says. `tuned` is the key of the
-    checkpoint that is edited, `unedited` that of its own evaluation under the same protocol: what a point is paired with.
+    checkpoint that is edited, `unedited` that of its own evaluation under the same protocol: what a point is paired with; `known` keeps
+    it by protocol and checkpoint for the next point.
     """
     given: Checkpoint | Patched | None = getattr(spec, "checkpoint", spec if isinstance(spec, Patched) else None)
     if not isinstance(given, HubCheckpoint | FolderCheckpoint | TrainedCheckpoint | Patched):
@@ -36,8 +37,10 @@ def columns(spec: Spec) -> dict[str, Any]:
     start = given.tuned if isinstance(given, Patched) else given
     found = {**dict.fromkeys(COLUMNS), **origin(start), "tuned": key(start), **_done_to(given)}
     if isinstance(spec, Evaluation):
-        found["unedited"] = key(spec.but(checkpoint=start))
         found["protocol_key"] = key(spec.protocol)
+        pair = (key(spec.protocol), key(start))
+        known = {} if known is None else known
+        found["unedited"] = known[pair] = known.get(pair) or key(spec.but(checkpoint=start))
     return found
 
 

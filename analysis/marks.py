@@ -143,7 +143,9 @@ def _spread(axes: Axes, mark: Spread) -> None:
         return
     colour = mark.look.colour
     if mark.kind == "violin" and np.ptp(samples) > 0:
-        for body in axes.violinplot([samples], [mark.at], widths=mark.width, showextrema=False, showmedians=True)["bodies"]:  # type: ignore[attr-defined]  # a list
+        drawn: dict[str, Any] = axes.violinplot([samples], [mark.at], widths=mark.width, showextrema=False, showmedians=True)
+        drawn["cmedians"].set(color=colour, linewidth=2.0)
+        for body in drawn["bodies"]:
             body.set(facecolor=colour, edgecolor=colour, alpha=0.35)
     else:
         lines = {"color": colour, "linewidth": 1.2}
@@ -190,7 +192,7 @@ def _heat(axes: Axes, mark: Heat) -> ScalarMappable:
     if mark.written:
         for (row, column), cell in np.ndenumerate(mark.cells):
             if np.isfinite(cell):
-                red, green, blue, _ = drawn.to_rgba(cell)  # type: ignore[misc]  # of a number: one colour
+                red, green, blue, _ = drawn.to_rgba(np.array(cell))
                 ink = "white" if 0.299 * red + 0.587 * green + 0.114 * blue < 0.5 else "#111111"
                 axes.text(column, row, f"{cell:.3g}", ha="center", va="center", fontsize=7.5, color=ink)
     return drawn

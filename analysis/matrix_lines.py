@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from analysis.drawing import Axis, Line, Panel
-from analysis.spectral import Named, measure_text, role_text, whole
+from analysis.spectral import Named, layer_axis, measure_text, places, role_text, whole
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -16,12 +16,11 @@ if TYPE_CHECKING:
 
 def panels(found: Sequence[Named], roles: Sequence[str], measure: str, band: str | None, *, label: str = "") -> list[Panel]:
     """A panel per role; `band` is the measure that holds the half-width."""
-    relative = len({one.shape.num_layers for one in found}) > 1
-    x = Axis("depth", "%") if relative else Axis("layer")
+    x = layer_axis([one.shape for one in found])
     frames = {one.label: one.table() for one in found}
     return [
         Panel(
-            tuple(_line(one, frames[one.label], role, measure, band, relative) for one in found),
+            tuple(_line(one, frames[one.label], role, measure, band, x) for one in found),
             role_text(role),
             x,
             Axis(label or measure_text(measure)),
@@ -30,9 +29,9 @@ def panels(found: Sequence[Named], roles: Sequence[str], measure: str, band: str
     ]
 
 
-def _line(one: Named, frame: pd.DataFrame, role: str, measure: str, band: str | None, relative: bool) -> Line:
+def _line(one: Named, frame: pd.DataFrame, role: str, measure: str, band: str | None, axis: Axis) -> Line:
     rows = whole(frame, role).sort_values("layer")
     layers = rows["layer"].to_numpy(np.float64)
-    x = 100 * layers / max(1, one.shape.num_layers - 1) if relative else layers
+    x = places(layers, one.shape.num_layers, axis)
     width = None if band is None else rows[band].to_numpy(np.float64)
     return Line(one.label, x, rows[measure].to_numpy(np.float64), one.look, band=width, group=one.label)

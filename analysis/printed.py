@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import textwrap
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -85,11 +86,15 @@ def figure(drawing: Drawing) -> Figure:
 
 def files(drawing: Drawing) -> dict[str, bytes]:
     """Suffix -> content: a PNG and a PDF whose text is text. The same drawing gives the same bytes."""
+    import matplotlib
+
+    logging.getLogger("fontTools.subset").setLevel(logging.WARNING)  # it tells of every table of every font that a PDF takes
     page = figure(drawing)
     dpi = min(DPI, MOST_PIXELS / max(page.get_size_inches()))
     png, pdf = io.BytesIO(), io.BytesIO()
-    page.savefig(png, dpi=dpi, format="png")
-    page.savefig(pdf, format="pdf", metadata={"CreationDate": None})
+    with matplotlib.rc_context(FACE):  # the kind of font is looked up when a PDF is written
+        page.savefig(png, dpi=dpi, format="png")
+        page.savefig(pdf, format="pdf", metadata={"CreationDate": None})
     return {"png": png.getvalue(), "pdf": pdf.getvalue()}
 
 

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from analysis import lineage
 from cpt_lab.names import unknown
 from cpt_lab.specs import Evaluation, Ranking, Spec, Spectra, TopOf, closure, key, rankings_of
-from cpt_lab.store import State, Store
-from cpt_lab.study import Point, Study, point_status, resolved, scores
+from cpt_lab.store import State, Status, Store, read_json
+from cpt_lab.study import Point, Study, point_status, resolved
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -80,12 +80,12 @@ class Results:
         import pandas as pd
 
         frames = [frame(self.store, study) for study in self.studies]
-        attrs = [table.attrs for table in frames]
+        attrs: list[dict[str, Any]] = [{str(name): known for name, known in table.attrs.items()} for table in frames]
         for table, study in zip(frames, self.studies, strict=True):
-            table.attrs = {}  # pandas compares them, and they hold whole specs
+            table.attrs = {}  # pandas would compare them
             table.insert(0, "study", study.name)
         whole = frames[0] if len(frames) == 1 else pd.concat([table.astype(object) for table in frames], ignore_index=True).infer_objects()
-        whole.attrs = _joined(attrs, self)
+        whole.attrs = {**_joined(attrs, self)}
         return whole
 
     @cached_property
@@ -173,7 +173,8 @@ def frame(store: Store, study: Study) -> pd.DataFrame:
 
     specs = resolved(store, study.points)
     found = {key(spec): _scored(store, spec) for spec in specs.values()}
-    rows = [_row(store, point, specs[point.name], found) for point in study.points]
+    known: dict[tuple[str, str], str] = {}
+    rows = [_row(point, specs[point.name], found, origin=lineage.columns(point.spec, known), store=store) for point in study.points]
     table = pd.DataFrame(rows)
     metrics = {name: metric for results in found.values() for name, metric in results.get("metrics", {}).items()}
     protocols = {key(point.spec.protocol): point.spec.protocol.name for point in study.points if isinstance(point.spec, Evaluation)}
@@ -228,13 +229,14 @@ def _rankings(store: Store, study: Study) -> list[tuple[Ranking, Path]]:
     return [(ranking, store.product(ranking)) for ranking in {key(each): each for each in found}.values() if store.is_done(ranking)]
 
 
-def _row(store: Store, point: Point, spec: Spec, found: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+def _row(point: Point, spec: Spec, found: Mapping[str, dict[str, Any]], *, origin: Mapping[str, Any], store: Store) -> dict[str, Any]:
     """What was chosen, where the checkpoint comes from, and how it went."""
     choices = {"name": point.name, **_rewound(point.spec), **point.varies}
-    origin = {name: value for name, value in lineage.columns(point.spec).items() if value is not None or name not in choices}
-    status = point_status(store, spec)
-    columns: dict[str, Any] = {**choices, **origin, "state": status.state.value, "message": status.message}
-    for name, metric in found[key(spec)].get("metrics", {}).items():
+    where = {name: value for name, value in origin.items() if value is not None or name not in choices}
+    results = found[key(spec)]
+    status = Status(State.DONE) if results else point_status(store, spec)
+    columns: dict[str, Any] = {**choices, **where, "state": status.state.value, "message": status.message}
+    for name, metric in results.get("metrics", {}).items():
         columns[name] = _number(metric["value"])
         columns[f"{name}{STDERR}"] = _number(metric["stderr"])
     return {**columns, "key": key(spec)}
@@ -242,7 +244,7 @@ def _row(store: Store, point: Point, spec: Spec, found: Mapping[str, dict[str, A
 
 def _scored(store: Store, spec: Spec) -> dict[str, Any]:
     """The scores of a finished evaluation; ValueError if they are not written as this version writes them."""
-    results = scores(store, spec)
+    results = read_json(store.folder(spec) / "product" / "results.json") if isinstance(spec, Evaluation) and store.is_done(spec) else {}
     metrics = results.get("metrics", {})
     written = {"value", "stderr", "n", "higher_is_better"}
     if results and not ("primary" in results and isinstance(metrics, dict) and all(written <= set(metric) for metric in metrics.values())):

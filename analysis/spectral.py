@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from analysis import palette
-from analysis.drawing import Look, Values
+from analysis.drawing import Axis, Look, Values
 from analysis.lineage import called, origin
 from cpt_lab.architecture import ATTENTION_ROLES, ROLES, Role
 from cpt_lab.names import unknown
@@ -40,6 +40,7 @@ WORDS = {  # of measures, where the name without its underscores is no word
     "agreement_residual_diagonal": "agreement at the same place, residual side",
     "agreement_head_diagonal": "agreement at the same place, head side",
 }
+MOST_TICKS = 10  # of layers on an axis
 UNITS = {"spectral_entropy": "nats"}
 
 
@@ -98,8 +99,8 @@ def facets_of(checkpoint: Checkpoint) -> dict[str, str]:
     if isinstance(checkpoint, TrainedCheckpoint) and checkpoint.start is not None:
         return {**facets_of(checkpoint.start), "mixture": f"CPT {checkpoint.mixture.name}"}
     if isinstance(checkpoint, TrainedCheckpoint):
-        seed = f" seed {checkpoint.recipe.seed}" if checkpoint.recipe.seed else ""
-        return {"model": checkpoint.shape.name, "pretrain": f"{tokens_text(checkpoint.mixture.tokens)} tokens{seed}"}
+        seed = f"base of seed {checkpoint.recipe.seed}" if checkpoint.recipe.seed else ""
+        return {"model": checkpoint.shape.name, "pretrain": f"{tokens_text(checkpoint.mixture.tokens)} tokens", "seed": seed}
     if isinstance(checkpoint, FolderCheckpoint):
         return {"model": called(checkpoint)}
     seen = pretrain_tokens(checkpoint)
@@ -155,6 +156,21 @@ def whole(rows: pd.DataFrame, role: str) -> pd.DataFrame:
     if found.empty:
         raise ValueError(f"the table has no whole matrix of {role}: run the study with spectra.blocks=matrices or all")
     return found
+
+
+def layer_axis(found: Sequence[ModelShape]) -> Axis:
+    """Layers by number; percent of the depth where models differ in it."""
+    depths = {shape.num_layers for shape in found}
+    if len(depths) > 1:
+        return Axis("depth", "%")
+    (count,) = depths
+    step = -(-count // MOST_TICKS)
+    return Axis("layer", ticks=tuple((float(layer), str(layer)) for layer in range(0, count, step)))
+
+
+def places(layers: Values, depth: int, axis: Axis) -> Values:
+    """Where layers stand on a `layer_axis`."""
+    return 100 * layers / max(1, depth - 1) if axis.unit else layers
 
 
 def jitter(at: float, count: int, width: float) -> Values:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from analysis.drawing import Axis, Drawing, Line, Panel
-from analysis.spectral import UNITS, Kind, Named, chosen_roles, measure_text, of_role, role_text, sources, tables
+from analysis.spectral import UNITS, Kind, Named, chosen_roles, layer_axis, measure_text, of_role, places, role_text, sources, tables
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -25,24 +25,23 @@ def build(results: Results, settings: Mapping[str, Any], *, name: str, title: st
     measures = list(settings["measures"])
     found = tables(results, kind=kind, measures=measures, needs=needs)
     roles = chosen_roles(settings.get("roles"), found)
-    relative = len({one.shape.num_layers for one in found}) > 1
+    axis = layer_axis([one.shape for one in found])
     frames = {one.label: one.table() for one in found}
-    rows = tuple(tuple(panel(found, frames, role, measure, relative=relative) for measure in measures) for role in roles)
+    rows = tuple(tuple(panel(found, frames, role, measure, axis=axis) for measure in measures) for role in roles)
     return Drawing(name, title, caption(found, frames, roles), rows)
 
 
-def panel(found: Sequence[Named], frames: Mapping[str, pd.DataFrame], role: str, measure: str, *, relative: bool) -> Panel:
+def panel(found: Sequence[Named], frames: Mapping[str, pd.DataFrame], role: str, measure: str, *, axis: Axis) -> Panel:
     """One measure of one role."""
-    marks = tuple(line for one in found for line in lines(one, frames[one.label], role, measure, relative=relative))
-    x = Axis("depth", "%") if relative else Axis("layer")
-    return Panel(marks, f"{role_text(role)}: {measure_text(measure)}", x, Axis(measure_text(measure), UNITS.get(measure, "")))
+    marks = tuple(line for one in found for line in lines(one, frames[one.label], role, measure, axis=axis))
+    return Panel(marks, f"{role_text(role)}: {measure_text(measure)}", axis, Axis(measure_text(measure), UNITS.get(measure, "")))
 
 
-def lines(one: Named, frame: pd.DataFrame, role: str, measure: str, *, relative: bool) -> tuple[Line, ...]:
+def lines(one: Named, frame: pd.DataFrame, role: str, measure: str, *, axis: Axis) -> tuple[Line, ...]:
     """Mean with band and, where a layer has several heads, median of a table by layer."""
     rows = of_role(frame, role).groupby("layer")[measure]
     layers = np.array(sorted(rows.groups), dtype=np.float64)
-    x = 100 * layers / max(1, one.shape.num_layers - 1) if relative else layers
+    x = places(layers, one.shape.num_layers, axis)
     mean, deviation = rows.mean().to_numpy(np.float64), rows.std(ddof=0).to_numpy(np.float64)
     solid = replace(one.look, dash="solid", marker="")
     if (rows.count() <= 1).all():

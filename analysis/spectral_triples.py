@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from analysis.drawing import Look
-from analysis.spectral import Named, tables
+from analysis.spectral import Named, short_key, tables
 from cpt_lab.specs import key
 
 if TYPE_CHECKING:
@@ -32,6 +32,10 @@ class Triple:
     base: Named
     tuned: Named
     delta: Named
+
+    def sources(self) -> str:
+        """The three tables for a caption."""
+        return "; ".join(f"{part}: {one.label} ({short_key(one.spec)})" for part, one in self.members.items())
 
     @property
     def members(self) -> dict[str, Named]:

@@ -159,13 +159,16 @@ def _heat(mark: Heat) -> Any:
         for names, count in zip((mark.rows, mark.columns), mark.cells.shape, strict=True)
     )
     named = [[f"{html.escape(row)}, {html.escape(column)}" for column in columns] for row in rows]
-    words = [[f"{name}<br>{html.escape(text)}" for name, text in zip(*pair, strict=True)] for pair in zip(named, mark.text, strict=True)]
+    if mark.text:
+        named = [
+            [f"{name}<br>{html.escape(text)}" for name, text in zip(*pair, strict=True)] for pair in zip(named, mark.text, strict=True)
+        ]
     return objects.Heatmap(
         z=mark.cells,
         zmin=low,
         zmax=high,
         colorscale=(DIVERGING if mark.diverging else SEQUENTIAL)[1],
-        text=words or named,
+        text=named,
         hovertemplate="%{text}: %{z:.4g}<extra></extra>",
         texttemplate="%{z:.3g}" if mark.written else None,
         hoverongaps=False,

@@ -10,11 +10,12 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, field_validator
 
-from cpt_lab.specs import AnySpec, Evaluation, Ranking, Spec, Unit, closure, key, rankings_of, settled
+from cpt_lab.specs import AnySpec, Evaluation, Ranking, Spec, Unit, closure, key, parse, rankings_of, settled
 from cpt_lab.store import State, Status, Store, read_json, write_atomically
 from cpt_lab.tracking_settings import Tracking
 
 Value = str | int | float | bool | None
+SHARED = frozenset({"hub_checkpoint", "folder_checkpoint", "trained_checkpoint", "ranking", "protocol"})  # kinds that many points hold
 
 
 class Point(BaseModel):
@@ -66,8 +67,11 @@ def load(store: Store, name: str) -> Study:
     if not path.exists():
         raise KeyError(no_such(store, name))
     try:
-        return Study.model_validate(json.loads(path.read_text()))
-    except ValueError as error:
+        data = json.loads(path.read_text())
+        known: dict[str, Spec] = {}
+        points = [{**point, "spec": _shared(point["spec"], known)} for point in data["points"]]
+        return Study.model_validate({**data, "points": points})
+    except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} was written by another version of cpt_lab ({_first_line(error)}): launch the study again") from None
 
 
@@ -132,5 +136,19 @@ def scores(store: Store, spec: Spec) -> dict[str, Any]:
     return read_json(store.product(spec) / "results.json")
 
 
-def _first_line(error: ValueError) -> str:
+def _shared(value: Any, known: dict[str, Spec]) -> Any:
+    """The same JSON with checkpoints, rankings and protocols as specs, equal ones as one: thousands of points hold the same few."""
+    if isinstance(value, list):
+        return [_shared(item, known) for item in value] if value and isinstance(value[0], dict) else value
+    if not isinstance(value, dict):
+        return value
+    if value.get("kind") not in SHARED:
+        return {name: _shared(item, known) for name, item in value.items()}
+    text = json.dumps(value)
+    if text not in known:
+        known[text] = parse({name: _shared(item, known) for name, item in value.items()})
+    return known[text]
+
+
+def _first_line(error: Exception) -> str:
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -185,7 +185,7 @@ def test_a_launch_that_makes_no_sense_is_refused_with_what_is_allowed(tmp_path: 
     [
         (
             ("pla", "+experiment=rewind_1b"),
-            "unknown verb 'pla' (did you mean plan?); there are cancel, compare, data, gc, logs, materialize, plan, ",
+            "unknown verb 'pla' (did you mean plan?); there are cancel, compare, data, figure, gc, logs, materialize, ",
         ),
         (("status", "nobody"), "no study 'nobody' in"),
         (("compare", "nobody"), "no study 'nobody' in"),

@@ -17,8 +17,8 @@ def table(*marks: Mark) -> pd.DataFrame:
 
 def test_a_band_is_written_as_its_ends_and_bars_as_errors() -> None:
     found = table(Line("l", values([1, 2]), values([3, None]), band=values([0.5, 1]), bars=values([0.1, 0.2])))
-    assert list(found["low"]) [0] == 2.5
-    assert list(found["high"])[0] == 3.5
+    assert found["low"].iloc[0] == 2.5
+    assert found["high"].iloc[0] == 3.5
     assert list(found["error"]) == [0.1, 0.2]
     assert np.isnan(found["y"].iloc[1])
     assert set(found["panel"]) == {"a"}
@@ -27,7 +27,13 @@ def test_a_band_is_written_as_its_ends_and_bars_as_errors() -> None:
 def test_every_mark_writes_all_its_numbers() -> None:
     heat = Heat(np.array([[1.0, 2.0]]), rows=("r",), columns=("x", "y"), label="h")
     chord = Reference("c", chord=((0.0, 1.0), (2.0, 3.0)))
-    found = table(Dots("d", values([1]), values([2]), by=values([3])), Spread("s", 4.0, values([5, 6])), Bars("b", values([1]), values([7])), heat, chord)
+    found = table(
+        Dots("d", values([1]), values([2]), by=values([3])),
+        Spread("s", 4.0, values([5, 6])),
+        Bars("b", values([1]), values([7])),
+        heat,
+        chord,
+    )
     assert list(found["mark"]) == ["dots", "spread", "spread", "bars", "heat", "heat", "reference", "reference"]
     assert list(found["y"]) == [2, 5, 6, 7, 1, 2, 1, 3]
     assert list(found.loc[found["mark"] == "heat", "column"]) == ["x", "y"]

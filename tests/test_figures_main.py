@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -147,7 +148,9 @@ def test_a_study_without_a_result_says_so(name: str, tmp_path: Path) -> None:
         figures.build(name, Results(Store(tmp_path), [asked]))
 
 
-@pytest.mark.parametrize("name", ["truncation", "interpolation", "transplantation", "single_head", "head_map", "head_map_difference", "math_share"])
+@pytest.mark.parametrize(
+    "name", ["truncation", "interpolation", "transplantation", "single_head", "head_map", "head_map_difference", "math_share"]
+)
 def test_a_study_that_lacks_what_a_figure_needs_is_told_what_that_is(name: str, tmp_path: Path) -> None:
     results = shown(tmp_path, made.evaluation(MATH))
     with pytest.raises(ValueError, match="it needs") as error:
@@ -182,11 +185,16 @@ def test_auc_diff_is_the_difference_of_the_areas_with_its_paired_error(rewound: 
     rows = dict(table.rows)
     right = {}
     for direction, bend in (("ascending", 2.0), ("descending", 0.5)):
-        right[direction] = np.array([np.arange(20) < round(20 * (0.9 - 0.8 * fraction**bend)) for fraction in curves_made.FRACTIONS], dtype=float)
+        right[direction] = np.array(
+            [np.arange(20) < round(20 * (0.9 - 0.8 * fraction**bend)) for fraction in curves_made.FRACTIONS], dtype=float
+        )
     areas = {direction: np.trapezoid(of_documents, curves_made.FRACTIONS, axis=0) for direction, of_documents in right.items()}
     difference = areas["descending"] - areas["ascending"]
     ascending, descending, found = rows["delta norm"]
-    assert (ascending.value, descending.value) == (pytest.approx(100 * areas["ascending"].mean()), pytest.approx(100 * areas["descending"].mean()))
+    assert (ascending.value, descending.value) == (
+        pytest.approx(100 * areas["ascending"].mean()),
+        pytest.approx(100 * areas["descending"].mean()),
+    )
     assert found.value == pytest.approx(100 * abs(difference.mean()))
     assert found.error == pytest.approx(100 * difference.std(ddof=1) / np.sqrt(20))
     assert found.best
@@ -247,7 +255,10 @@ def test_soups_run_between_the_ends_with_the_chord_and_their_distance_to_it(tmp_
     assert list(found.x) == pytest.approx([100 * mean(spec) for spec in settled])
     assert list(found.y) == pytest.approx([100 * mean(spec, made.ADDING) for spec in settled])
     (chord,) = references(plane)
-    assert chord.chord == (pytest.approx((100 * mean(ends[0]), 100 * mean(ends[0], made.ADDING))), pytest.approx((found.x[-1], found.y[-1])))
+    assert chord.chord == (
+        pytest.approx((100 * mean(ends[0]), 100 * mean(ends[0], made.ADDING))),
+        pytest.approx((found.x[-1], found.y[-1])),
+    )
     line = lines(beside[0])["math_320 with code_320"]
     outcome = [made.of(made.outcomes(spec), made.SUMS) for spec in settled]
     distances = [one - ((1 - weight) * outcome[0] + weight * outcome[-1]) for one, weight in zip(outcome, weights, strict=True)]
@@ -267,6 +278,21 @@ def test_a_model_trained_on_a_mixture_is_marked_beside_the_soups(tmp_path: Path)
     alone = drawn("interpolation", shown(tmp_path / "alone", made.soup(MATH, OTHER, 0.5)))
     assert len(alone.panels) == 1  # no ends, no chord
     assert "No model trained on a mixture" in alone.caption
+
+
+def test_soups_of_one_task_are_drawn_over_their_weight(tmp_path: Path) -> None:
+    only = made.PROTOCOL.but(tasks=made.PROTOCOL.tasks[:1], means=())
+    ends = [each.but(protocol=only) for each in (made.soup(MATH, OTHER, 0.0), made.soup(MATH, OTHER, 1.0))]
+    asked = made.study(ends)
+    store = made.finished(tmp_path, asked)
+    for spec in resolved(store, asked.points).values():
+        file = store.product(spec) / "results.json"
+        known = json.loads(file.read_text())
+        file.write_text(json.dumps({**known, "metrics": {made.SUMS: known["metrics"][made.SUMS]}}))
+    drawing = drawn("interpolation", Results(store, [asked]))
+    assert "One task only: no plane" in drawing.caption
+    (line,) = lines(drawing.panels[0]).values()
+    assert (list(line.x), drawing.panels[0].x.label) == ([0, 1], "Weight of the other model")
 
 
 # ------------------------------------------------------------------------------------- transplantation, budgets and mixes
@@ -292,7 +318,10 @@ def test_the_trade_off_has_hollow_dots_before_and_larger_ones_after_more_cpt(tmp
     assert found["CPT 320"].look.filled
     assert found["CPT 640"].size > found["CPT 320"].size
     assert before.look.colour == found["CPT 640"].look.colour  # one pre-trained model, one colour
-    assert (before.x[0], before.y[0]) == (pytest.approx(100 * mean(made.evaluation(base))), pytest.approx(mean(made.evaluation(base), made.PROSE)))
+    assert (before.x[0], before.y[0]) == (
+        pytest.approx(100 * mean(made.evaluation(base))),
+        pytest.approx(mean(made.evaluation(base), made.PROSE)),
+    )
 
 
 def test_quality_against_the_share_of_math_is_a_line_per_budget_and_a_column_per_start(tmp_path: Path) -> None:
@@ -339,7 +368,9 @@ def ranked(root: Path, *rankings: Ranking) -> Results:
 
 def test_both_directions_share_one_map_with_a_cell_per_head_and_its_place_in_the_order(tmp_path: Path) -> None:
     order = curves_made.ranking("delta_norm", "ascending")
-    found = figures.build("head_map", ranked(tmp_path, order, order.but(direction="descending"), curves_made.ranking("random", "ascending", 0)))
+    found = figures.build(
+        "head_map", ranked(tmp_path, order, order.but(direction="descending"), curves_made.ranking("random", "ascending", 0))
+    )
     assert [each.name for each in found] == ["head_map_delta_norm"]  # a random order has no map worth a look
     (panel,) = found[0].panels  # type: ignore[union-attr]
     (heat,) = panel.marks

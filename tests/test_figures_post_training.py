@@ -279,26 +279,30 @@ def documents(results: Results, point: str, column: str, task: str = "sums") -> 
     return table[table["task"] == task].sort_values("document")[column].to_numpy(np.float64)
 
 
+def paired(ours: Array, theirs: Array, scale: float) -> tuple[Any, Any]:
+    """The mean difference and its standard error."""
+    difference = scale * (ours - theirs)
+    return pytest.approx(difference.mean(), abs=1e-9), pytest.approx(difference.std(ddof=1) / np.sqrt(len(ours)), abs=1e-9)
+
+
 @pytest.mark.parametrize(("name", "points"), [("replaced_scores", ["scaled"]), ("restored_scores", ["restored", "undone"])])
 def test_a_table_of_scores_has_a_row_per_edit_with_its_paired_difference(scene: Any, name: str, points: Sequence[str]) -> None:
     results, _ = scene
     (table,) = sheets(name, results)
-    assert table.columns == ("model", "sums exact match strict", "prose bits per byte")
+    assert table.columns == ("model", "sums exact match strict", "to the original", "prose bits per byte", "to the original")
+    assert [cell.value for cell in table.rows[0][1]][1::2] == [None, None]
     assert table.rows[0][0] == "original"
     assert len(table.rows) == 1 + len(points)
     own = documents(results, "scores original", "exact_match_strict")
     for (_, cells), point in zip(table.rows[1:], points, strict=True):
         edited = documents(results, f"scores {point}", "exact_match_strict")
         assert cells[0].value == pytest.approx(100 * edited.mean())
-        error = 100 * (edited - own).std(ddof=1) / np.sqrt(len(own))
-        assert cells[0].note == f"{100 * (edited - own).mean():+.1f} ± {error:.1f} to the original"
+        assert (cells[1].value, cells[1].error) == paired(edited, own, 100)
         told = json.loads((product(results, f"scores {point}") / "results.json").read_text())["metrics"]["prose/bits_per_byte"]
-        assert cells[1].value == told["value"]
-        bits = documents(results, f"scores {point}", "bits_per_byte", "prose") - documents(
-            results, "scores original", "bits_per_byte", "prose"
-        )
-        assert cells[1].note == f"{bits.mean():+.3f} ± {bits.std(ddof=1) / np.sqrt(5):.3f} to the original"
-        assert abs(bits.mean()) > 1e-3
+        assert cells[2].value == told["value"]
+        bits = [documents(results, f"scores {one}", "bits_per_byte", "prose") for one in (point, "original")]
+        assert (cells[3].value, cells[3].error) == paired(*bits, 1)
+        assert abs(cells[3].value) > 1e-3
     assert "documents: 4 of sums, 5 of prose" in table.caption
 
 

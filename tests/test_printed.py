@@ -69,14 +69,21 @@ def test_title_caption_and_legend_stand_on_the_page_once() -> None:
 
 
 @settings(max_examples=25, deadline=None)
-@given(st.integers(1, 4), st.integers(1, 4), st.text("abc ", min_size=1, max_size=300), st.lists(st.text("xyz", min_size=1, max_size=40), unique=True, max_size=9))
+@given(
+    st.integers(1, 4),
+    st.integers(1, 4),
+    st.text("abc ", min_size=1, max_size=300),
+    st.lists(st.text("xyz", min_size=1, max_size=40), unique=True, max_size=9),
+)
 def test_nothing_leaves_the_page_whatever_the_size(rows: int, columns: int, words: str, labels: list[str]) -> None:
     panel = Panel(tuple(Line(label, values([0]), values([0])) for label in labels), title="t")
     layout = printed.laid_out(Drawing("one", words, words, tuple(tuple(panel for _ in range(columns)) for _ in range(rows))))
     places = [layout.place(row, column) for row in range(rows) for column in range(columns)]
     assert all(left > 0 and bottom > 0 and left + width < 1 and bottom + height < 1 for left, bottom, width, height in places)
     assert min(bottom for _, bottom, _, _ in places) * layout.height > printed.SMALL_LINE * len(layout.note)
-    assert (1 - max(bottom + height for _, bottom, _, height in places)) * layout.height > printed.LINE * (len(layout.heading) + layout.legend[1])
+    assert (1 - max(bottom + height for _, bottom, _, height in places)) * layout.height > printed.LINE * (
+        len(layout.heading) + layout.legend[1]
+    )
 
 
 @pytest.mark.slow

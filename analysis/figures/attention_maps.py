@@ -52,7 +52,7 @@ def _drawing(name: str, group: Group[AttentionMaps], text: str, both: tuple[Foun
 
     own, edited = (pd.read_parquet(point.product / "table.parquet") for point in both)
     names = _names(both[0])
-    rows = tuple(_row(cells(own, *place), cells(edited, *place), place, text, names) for place in _shared(own, edited))
+    rows = tuple(_row(cells(own, *place), cells(edited, *place), place, names) for place in _shared(own, edited))
     prompts, told = both[0].spec.prompts, json.loads((both[0].product / "prompt.json").read_text())
     tokens, shown = len(told["tokens"]), len(told["first"])
     mean = f", {shown} rows and columns of neighbouring tokens" if shown < tokens else ""
@@ -71,15 +71,13 @@ def _shared(own: pd.DataFrame, edited: pd.DataFrame) -> list[tuple[int, int]]:
     return sorted(first & second)
 
 
-def _row(
-    own: NDArray[np.float64], edited: NDArray[np.float64], place: tuple[int, int], text: str, names: tuple[str, ...]
-) -> tuple[Panel, ...]:
+def _row(own: NDArray[np.float64], edited: NDArray[np.float64], place: tuple[int, int], names: tuple[str, ...]) -> tuple[Panel, ...]:
     layer, head = place
     where = f"layer {layer}, " + ("mean of heads" if head == EVERY else f"head {head}")
     limits = (0.0, float(np.nanmax([np.nanmax(own), np.nanmax(edited)])))
     heats = {
         "original": Heat(own, names, names, "attention", limits=limits, downwards=True),
-        text: Heat(edited, names, names, "attention", limits=limits, downwards=True),
+        "edited": Heat(edited, names, names, "attention", limits=limits, downwards=True),
         "difference": Heat(edited - own, names, names, "edited less original", diverging=True, downwards=True),
     }
     return tuple(Panel((heat,), f"{where}: {name}", Axis("token that is seen"), Axis("token that looks")) for name, heat in heats.items())
@@ -88,4 +86,4 @@ def _row(
 def _names(point: Found[AttentionMaps]) -> tuple[str, ...]:
     """The token that each row and column begins with, with its place, as names must differ."""
     told = json.loads((point.product / "prompt.json").read_text())
-    return tuple(f"{first} {told['tokens'][first]}" for first in told["first"])
+    return tuple(f"{first} {told['tokens'][first].replace('Ġ', '_')}" for first in told["first"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -33,16 +33,16 @@ def build(results: Results, _: Mapping[str, Any]) -> list[Drawing]:
     same([point.spec.prompts for group in grouped for _, point in group.every], "sets of prompts")
     drawn = []
     for place, group in enumerate(grouped):
-        panels = [
-            _panel(cells(pd.read_parquet(point.product / "table.parquet")), text, _other(group, point.spec)) for text, point in group.every
-        ]
+        maps = [cells(pd.read_parquet(point.product / "table.parquet")) for _, point in group.every]
+        low = _lowest(maps)
+        panels = [_panel(found, text, _other(group, point.spec), low) for found, (text, point) in zip(maps, group.every, strict=True)]
         name = "cka_maps" + (f"_{place + 1}" if len(grouped) > 1 else "")
         drawn.append(
             Drawing(
                 name,
                 f"Do its layers still represent the same? {group.label}",
                 _caption(results, group),
-                grid(panels, COLUMNS),
+                grid(panels, min(COLUMNS, len(panels))),
                 legend=False,
             )
         )
@@ -54,8 +54,14 @@ def cells(table: pd.DataFrame) -> NDArray[np.float64]:
     return table.pivot(index="layer", columns="against_layer", values="cka").to_numpy(np.float64)
 
 
-def _panel(found: NDArray[np.float64], text: str, other: str) -> Panel:
-    return Panel((Heat(found, label="CKA", limits=(0.0, 1.0)),), text, Axis(f"layer of {other}"), Axis("layer of this model"))
+def _lowest(maps: Sequence[NDArray[np.float64]]) -> float:
+    """Where the colours begin: the tenth below the smallest value of a model's maps."""
+    known = np.concatenate([found[np.isfinite(found)] for found in maps])
+    return float(np.floor(10 * known.min()) / 10) if len(known) and known.min() < 1 else 0.0
+
+
+def _panel(found: NDArray[np.float64], text: str, other: str, low: float) -> Panel:
+    return Panel((Heat(found, label="CKA", limits=(low, 1.0)),), text, Axis(f"layer of {other}"), Axis("layer of this model"))
 
 
 def _other(group: Group[LayerSimilarity], spec: LayerSimilarity) -> str:

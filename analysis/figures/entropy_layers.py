@@ -9,6 +9,7 @@ from analysis import entropies, palette
 from analysis.captions import sentences
 from analysis.drawing import Axis, Drawing, Line, Panel, grid
 from analysis.edited import ORIGINAL
+from analysis.spectral import layer_axis
 
 if TYPE_CHECKING:
     from analysis.edited import Group
@@ -30,7 +31,7 @@ def build(results: Results, settings: Mapping[str, Any]) -> Drawing:
         "One prompt: no bands" if single else "Bands: ± the paired standard error, over prompts, of the difference to the untouched model"
     )
     said = sentences("Mean over the heads of a layer", bands, entropies.caption(results, grouped, positions))
-    return Drawing("entropy_layers", "How evenly attention is spread", said, grid(panels, 2), panel_size=(4.4, 2.8))
+    return Drawing("entropy_layers", "How evenly attention is spread", said, grid(panels, min(2, len(panels))), panel_size=(4.4, 2.8))
 
 
 def _panel(group: Group[AttentionEntropy], column: str) -> Panel:
@@ -40,4 +41,4 @@ def _panel(group: Group[AttentionEntropy], column: str) -> Panel:
     for text, point in group.every:
         found = entropies.by_layer(entropies.read(point), None if text == ORIGINAL else original, column)
         lines.append(Line(text, found.layers, found.mean, looks[text], band=found.error))
-    return Panel(tuple(lines), group.label, Axis("layer"), Axis("attention entropy", "nats"))
+    return Panel(tuple(lines), group.label, layer_axis([group.tuned.shape]), Axis("attention entropy", "nats"))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,37 +37,39 @@ class Path:
 
 
 def build(results: Results, settings: Mapping[str, Any]) -> Drawing:
-    """The plane, and beside it how far each soup is from the line between the ends; ValueError if there is no finished soup of two."""
+    """The plane of two metrics, or one over the weight, and beside it how far each soup is from the line between the ends.
+
+    ValueError if there is no finished soup of two.
+    """
     table = results.points
-    x, y = metrics.pair(table, settings["x"], settings["y"])
+    names = _metrics(table, settings["x"], settings["y"])
     captions.one_protocol(table)
-    paths = _paths(results, x, y)
-    mixtures = _mixtures(results, paths, x, y)
-    plane = Panel(
-        tuple(mark for path in paths for mark in _in_plane(path, results, x, y)) + mixtures,
-        x=metrics.axis(table, x),
-        y=metrics.axis(table, y),
-    )
-    beside = tuple(_from_chord(results, paths, name) for name in (x, y))
+    paths = _paths(results, names)
+    mixtures = _mixtures(results, paths, names)
+    beside = tuple(_from_chord(results, paths, name) for name in names)
     caption = captions.sentences(
-        captions.protocol(table, [x, y]),
+        captions.protocol(table, names),
         "Bars: standard error over documents; bands: paired standard error of soup - ((1 - w) one + w other) over the same documents",
         "Dotted: the chord between the ends",
-        "Pentagons: models trained on a mixture" if mixtures else "No model trained on a mixture among these points",
+        "" if len(names) > 1 else "One task only: no plane",
+        "Pentagons: models trained on a mixture" if len(mixtures) else "No model trained on a mixture among these points",
         captions.checkpoints(results),
         captions.missing(table),
     )
-    return Drawing(
-        "interpolation",
-        captions.title(results, "soups between two models"),
-        caption,
-        ((plane, *filter(None, beside)),),
-        panel_size=(3.7, 3.6),
-    )
+    main = _plane(results, paths, mixtures, *names) if len(names) > 1 else _over_weight(results, paths, mixtures, names[0])
+    title = captions.title(results, "soups between two models")
+    return Drawing("interpolation", title, caption, ((main, *filter(None, beside)),), panel_size=(3.7, 3.6))
 
 
-def _paths(results: Results, x: str, y: str) -> list[Path]:
-    table = runs.finished(results, x, y)
+def _metrics(table: pd.DataFrame, x: str | None, y: str | None) -> tuple[str, ...]:
+    """The two metrics of the plane, or the one there is."""
+    first = metrics.panels(table, x)[0]
+    tasks = {name.split("/")[0] for name in table.attrs["n"]}
+    return metrics.pair(table, x, y) if y or len(tasks) > 1 else (first,)
+
+
+def _paths(results: Results, names: Sequence[str]) -> list[Path]:
+    table = runs.finished(results, *names)
     soups = table[(table["intervention"] == "soup") & table["weight"].notna()]
     if soups.empty:
         state = "finished " if (results.points["intervention"] == "soup").any() else ""
@@ -79,6 +81,25 @@ def _paths(results: Results, x: str, y: str) -> list[Path]:
         rows = pd.concat([_plain(run.points), _plain(start)]).drop_duplicates("weight").sort_values("weight")
         found.append(Path(Run(run.label.replace(", with", " with"), run.look, rows), rows["weight"].to_numpy(float), tuple(rows["key"])))
     return found
+
+
+def _plane(results: Results, paths: list[Path], mixtures: pd.DataFrame, x: str, y: str) -> Panel:
+    marks = [mark for path in paths for mark in _in_plane(path, results, x, y)]
+    marks += [_marker(results, row, x, y, written=len(mixtures) > 1) for _, row in mixtures.iterrows()]
+    return Panel(tuple(marks), x=metrics.axis(results.points, x), y=metrics.axis(results.points, y))
+
+
+def _over_weight(results: Results, paths: list[Path], mixtures: pd.DataFrame, metric: str) -> Panel:
+    factor = metrics.scale(results.points, metric)
+    marks: list[Mark] = [Reference(f"trained on {row['mixture']}", y=factor * float(row[metric])) for _, row in mixtures.iterrows()]
+    for path in paths:
+        values, bars = (factor * path.run.points[name].to_numpy(float) for name in (metric, f"{metric}{STDERR}"))
+        first, last = path.end(0.0), path.end(1.0)
+        if first is not None and last is not None:
+            chord = ((0.0, float(values[first])), (1.0, float(values[last])))
+            marks.append(Reference("", chord=chord, look=Look(path.run.look.colour, "dotted", width=1.1)))
+        marks.append(Line(path.run.label, path.weights, values, path.run.look, bars=bars))
+    return Panel(tuple(marks), x=WEIGHT, y=metrics.axis(results.points, metric))
 
 
 def _in_plane(path: Path, results: Results, x: str, y: str) -> list[Mark]:
@@ -122,28 +143,23 @@ def _error(errors: Errors, key: str, weight: float, ends: tuple[str, str]) -> fl
     return found if np.isfinite(found) else 0.0
 
 
-def _mixtures(results: Results, paths: list[Path], x: str, y: str) -> tuple[Mark, ...]:
-    """The unedited models that are no end of any pair."""
-    table = runs.finished(results, x, y)
-    ends = {key for path in paths for place in (path.end(0.0), path.end(1.0)) if place is not None for key in (path.keys[place],)}
+def _mixtures(results: Results, paths: list[Path], names: Sequence[str]) -> pd.DataFrame:
+    """The unedited tuned models that are no end of any pair."""
+    table = _plain(runs.finished(results, *names))
+    ends = {path.keys[place] for path in paths for place in (path.end(0.0), path.end(1.0)) if place is not None}
     tuned = {name for path in paths for name in path.run.points["tuned"]}
-    rows = table[(table["intervention"] == "none") & (table["role"] == "tuned") & ~table["tuned"].isin(tuned) & ~table["key"].isin(ends)]
-    rows = rows.drop_duplicates("key")
+    others = (table["intervention"] == "none") & (table["role"] == "tuned") & ~table["tuned"].isin(tuned) & ~table["key"].isin(ends)
+    return table[others].drop_duplicates("key")
+
+
+def _marker(results: Results, row: pd.Series[float], x: str, y: str, *, written: bool) -> Dots:
     across, up = (metrics.scale(results.points, name) for name in (x, y))
-    return tuple(
-        Dots(
-            f"trained on {row['mixture']}",
-            across * np.array([row[x]], dtype=float),
-            up * np.array([row[y]], dtype=float),
-            MIXTURE,
-            size=9.0,
-            x_bars=across * np.array([row[f"{x}{STDERR}"]], dtype=float),
-            y_bars=up * np.array([row[f"{y}{STDERR}"]], dtype=float),
-            text=(str(row["mixture"]),),
-            written=len(rows) > 1,
-        )
-        for _, row in rows.iterrows()
+    (at_x, at_y), (error_x, error_y) = (
+        tuple(factor * np.array([row[f"{name}{ending}"]], dtype=float) for factor, name in ((across, x), (up, y)))
+        for ending in ("", STDERR)
     )
+    name = str(row["mixture"])
+    return Dots(f"trained on {name}", at_x, at_y, MIXTURE, size=9.0, x_bars=error_x, y_bars=error_y, text=(name,), written=written)
 
 
 def _plain(table: pd.DataFrame) -> pd.DataFrame:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analysis.drawing import Axis, Drawing, Heat, Panel
-from analysis.spectral import UNITS, chosen_roles, measure_text, role_text, sources
+from analysis.spectral import UNITS, chosen_roles, measure_text, role_text
 from analysis.spectral_triples import NEEDS as NEEDS
 from analysis.spectral_triples import Triple, name_of, triples
 from cpt_lab.architecture import ATTENTION_ROLES
@@ -50,7 +50,7 @@ def _drawing(triple: Triple, measure: str, asked: Sequence[str] | None, name: st
     if not roles:
         raise ValueError(f"none of {', '.join(asked or ())} has heads: choose roles from {', '.join(ATTENTION_ROLES)}")
     rows = tuple(_quartet(frames, role, measure) for role in roles)
-    said = f"Base and tuned have one scale. {sources(triple.members.values())}."
+    said = f"Base and tuned have one scale. {triple.sources()}."
     return Drawing(name, f"{measure_text(measure).capitalize()} head by head: {triple.label}", said, rows, legend=False)
 
 

@@ -25,4 +25,4 @@ def build(results: Results, settings: Mapping[str, Any]) -> Drawing:
         "NF = ||I_orth - I||_F / n with I_orth = (U_base^T U_tuned)^T V_base^T V_tuned: 0 where both sides turned alike, about sqrt(2 / n) "
         f"for square matrices that have nothing in common. {sources(found)}."
     )
-    return Drawing("rotation_layers", "Did both sides of every matrix turn together?", said, grid(drawn, 2))
+    return Drawing("rotation_layers", "Did both sides of every matrix turn together?", said, grid(drawn, min(2, len(drawn))))

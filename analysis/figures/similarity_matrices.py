@@ -66,9 +66,8 @@ def _drawing(role: str, labels: list[str], tables: list[pd.DataFrame], found: li
         else f"all vectors, absolute values averaged over {'/'.join(map(str, sorted(sizes)))} x as many blocks"
     )
     of = "; ".join(f"{label} ({short(key(one.spec))})" for label, one in zip(labels, found, strict=True))
-    said = (
-        f"Rows: vectors of the base by falling singular value; columns: those of the tuned model; {what}. White: no singular value. {of}."
-    )
+    axes = "Rows: vectors of the base by falling singular value, of I_orth of the tuned model; columns: of the tuned model"
+    said = f"{axes}; {what}. White: no singular value. {of}."
     return Drawing(name, title, said, rows, legend=False)
 
 
@@ -76,7 +75,8 @@ def _panel(found: NDArray[np.float64], column: str, label: str, part: str) -> Pa
     title, counts = TITLES[column]
     signed = column == "orthogonality" and part == "corner"
     heat = Heat(found, label=counts, diverging=signed, limits=(-1.0, 1.0) if signed else (0.0, 1.0), downwards=True)
-    return Panel((heat,), f"{label}: {title}", Axis("vector of tuned"), Axis("vector of base"))
+    rows = "vector of tuned" if column == "orthogonality" else "vector of base"
+    return Panel((heat,), f"{label}: {title}", Axis("vector of tuned"), Axis(rows))
 
 
 def _read(one: Found[Rotations], part: str) -> pd.DataFrame:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 SHOWS = "singular values of single heads as violins, each value coloured by the agreement of its vector"
 PAPERS = ("P figure 2b", "P figure 9b")
 NEEDS = "tables of spectra with indices (target=spectra, spectra.indices=true); with spectra.against=base values are coloured by agreement"
-HEADS = 4  # where none are named
+HEADS, COLUMNS = 4, 3  # heads where none are named; panels beside each other
 
 
 def build(results: Results, settings: Mapping[str, Any]) -> Drawing:
@@ -32,4 +32,10 @@ def build(results: Results, settings: Mapping[str, Any]) -> Drawing:
         layer = one.shape.num_layers // 2 if settings["layer"] is None else int(settings["layer"])
         places = [Place(layer, head, "whole" if head < 0 else str(head)) for head in heads_of(one, role, settings["heads"], HEADS)]
         panels.append(panel(one, rows, role, places, how, title=panel_title(one, role, layer), axis="head"))
-    return Drawing("singular_values", "Singular values head by head", caption(found, frames, role, how), grid(panels, 3), legend=False)
+    return Drawing(
+        "singular_values",
+        "Singular values head by head",
+        caption(found, frames, role, how),
+        grid(panels, min(COLUMNS, len(panels))),
+        legend=False,
+    )

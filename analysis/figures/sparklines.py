@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from analysis import spectral_layers
@@ -15,7 +16,10 @@ SHOWS = "every measure by layer in small panels"
 PAPERS = ("P appendix D, sparklines",)
 NEEDS = "tables of spectra (target=spectra)"
 
+SMALL = (2.3, 1.4)  # inches
+
 
 def build(results: Results, settings: Mapping[str, Any]) -> Drawing:
     """A panel per role and measure of `settings`."""
-    return spectral_layers.build(results, settings, name="sparklines", title="Every measure by layer", kind="any", needs=NEEDS)
+    drawn = spectral_layers.build(results, settings, name="sparklines", title="Every measure by layer", kind="any", needs=NEEDS)
+    return replace(drawn, panel_size=SMALL)

@@ -10,7 +10,7 @@ import numpy as np
 from analysis import palette
 from analysis.captions import sentences
 from analysis.drawing import Axis, Bars, Drawing, Look, Panel, Values
-from analysis.spectral import chosen_roles, of_role, role_text, sources
+from analysis.spectral import chosen_roles, of_role, role_text
 from analysis.spectral_triples import Triple, name_of, triples
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def _drawing(triple: Triple, settings: Mapping[str, Any], name: str) -> Drawing:
         "Bins of equal ratio, the same for the three of a matrix; a bar per layer, blue in the first to red in the last",
         "Of attention the mean over the heads of a layer, value by value",
         f"{zeros} values of zero are in no bin" if zeros else "",
-        sources(triple.members.values()),
+        triple.sources(),
     )
     return Drawing(name, f"Where the singular values lie: {triple.label}", said, rows)
 

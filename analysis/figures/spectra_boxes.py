@@ -9,7 +9,7 @@ import numpy as np
 
 from analysis import palette
 from analysis.drawing import Axis, Dots, Drawing, Look, Mark, Panel, Spread
-from analysis.spectral import UNITS, chosen_roles, jitter, measure_text, of_role, role_text, sources
+from analysis.spectral import UNITS, chosen_roles, jitter, measure_text, of_role, role_text
 from analysis.spectral_triples import LOOKS, Triple, name_of, triples
 from analysis.spectral_triples import NEEDS as NEEDS
 from cpt_lab.architecture import ATTENTION_ROLES
@@ -38,7 +38,7 @@ def _drawing(triple: Triple, settings: Mapping[str, Any], name: str) -> Drawing:
     rows = tuple((_panel(triple, frames, there, measure),) for measure, there in wanted)
     said = (
         "Boxes: quartiles, whiskers to 1.5 times their distance. A point is a head, or a whole matrix of the MLP, blue in the first "
-        f"layer to red in the last. {sources(triple.members.values())}."
+        f"layer to red in the last. {triple.sources()}."
     )
     return Drawing(name, f"Base, tuned and delta: {triple.label}", said, rows, panel_size=(7.0, 2.6))
 

@@ -24,5 +24,5 @@ def build(results: Results, settings: Mapping[str, Any]) -> Drawing:
     found = tables(results, kind="deltas", measures=["svsm_mean", "svsm_std"], needs=NEEDS)
     drawn = panels(found, chosen_roles(settings["roles"], found), "svsm_mean", "svsm_std", label="tuned / base")
     said = f"Line: mean of s_tuned,i / s_base,i over the largest 90 % of the values; band: ± their standard deviation. {sources(found)}."
-    rows = grid([replace(panel, marks=(ONE, *panel.marks)) for panel in drawn], 2)
+    rows = grid([replace(panel, marks=(ONE, *panel.marks)) for panel in drawn], min(2, len(drawn)))
     return Drawing("svsm_bands", "Is every singular value of a layer scaled alike?", said, rows)

@@ -45,7 +45,7 @@ def averaged(found: Values, most: int) -> Values:
 
 
 def _panel(one: Named, role: str, cells: Values, limits: tuple[float, float]) -> Panel:
-    columns = tuple(f"{100 * place / cells.shape[1]:.0f} %" for place in range(cells.shape[1]))
+    columns = tuple(f"{100 * place / cells.shape[1]:.0f}" for place in range(cells.shape[1]))
     heat = Heat(cells, columns=columns, label="tuned / base", limits=limits)
     return Panel((heat,), f"{one.label}: {role_text(role)}", Axis("singular value, from the largest", "% of all"), Axis("layer"))
 

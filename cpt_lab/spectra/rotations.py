@@ -31,9 +31,10 @@ CORNER, BLOCKS = "corner", "blocks"
 def build_rotations(spec: Rotations, products: Products, work: Workspace, how: Execution) -> None:
     """Write table.parquet: layer, role, part, row, column, similarity_residual, similarity_head, difference, orthogonality.
 
-    Rows are vectors of `against`, columns those of `checkpoint`, by falling singular value. The part `corner` has the entries of the first
-    vectors, the orthogonality with its sign; the part `blocks` the means of absolute values over blocks of the whole matrix. nan: vectors
-    without a singular value. ValueError for values that are not finite and for different shapes.
+    Rows are vectors of `against`, columns those of `checkpoint`, by falling singular value; of I_orth both are those of `checkpoint`. The
+    part `corner` has the entries of the first vectors, the orthogonality with its sign; the part `blocks` the means of absolute values
+    over blocks of the whole matrix. nan: vectors without a singular value. ValueError for values that are not finite and for different
+    shapes.
     """
     opened = {
         name: Opened(f"{one.label()} ({products[key(one)]})", open_weights(products[key(one)]))
