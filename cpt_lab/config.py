@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from omegaconf import MISSING
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
 from cpt_lab import specs
 from cpt_lab.execution import Execution
@@ -16,12 +16,28 @@ from cpt_lab.site import Site
 from cpt_lab.tracking_settings import Tracking
 
 
+TOKEN_UNITS = {"K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
+
+
+def _in_letters(tokens: Any) -> Any:
+    """`5B` as 5,000,000,000; what is no such word is left to pydantic."""
+    if not isinstance(tokens, str) or tokens[-1:].upper() not in TOKEN_UNITS:
+        return tokens
+    try:
+        return round(float(tokens[:-1]) * TOKEN_UNITS[tokens[-1].upper()])
+    except ValueError:
+        return tokens
+
+
+Tokens = Annotated[int, BeforeValidator(_in_letters), Field(gt=0)]
+
+
 class _Model(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 TargetName = Literal[
-    "train", "spectra", "fingerprint", "rank", "correlate", "evaluate", "materialize", "attention_entropy", "layer_similarity"
+    "train", "contamination", "spectra", "fingerprint", "rank", "correlate", "evaluate", "materialize", "attention_entropy", "layer_similarity"
 ]
 _Part = TypeVar("_Part", bound=BaseModel)
 
@@ -48,22 +64,33 @@ class MixtureConfig(_Model):
     name: str
     seed: int = Field(default=0, ge=0)
     parts: tuple[PartConfig, ...]
+    clean_of: ProtocolConfig | None = None  # documents that overlap its items are left out: +protocol@mixture.clean_of=NAME
 
 
 class SourceConfig(_Model):
     """Where a checkpoint comes from."""
 
-    origin: Literal["pretrain", "hub", "folder", "cpt"] = Field(alias="from")
+    origin: Literal["pretrain", "hub", "folder", "olmo_core", "cpt"] = Field(alias="from")
     path: str | None = None
+    at: Tokens | None = None  # of a run that is trained here: its weights after so many tokens, not its last
     id: str | None = None
     revision: str | None = None
     model: ModelConfig | None = None  # of `hub`, where it is not the study's
     mixture: MixtureConfig | None = None
 
 
+class SpectralWarmupConfig(_Model):
+    """Pre-training from random matrices with the spectra of a trained model, in place of random ones (L F)."""
+
+    reference: str = "base"
+    scale: float = Field(default=1.0, gt=0)
+    seed: int = Field(default=0, ge=0)
+
+
 class PretrainConfig(_Model):
     mixture: MixtureConfig
     training: specs.Recipe
+    spectral_warmup: SpectralWarmupConfig | None = None
 
 
 class ProtocolConfig(_Model):
@@ -89,6 +116,21 @@ class InternalsConfig(_Model):
     prompts: int = Field(gt=0)
     task: str | None = None
     against: str
+
+
+class WatchConfig(_Model):
+    """Spectra while the study's models train."""
+
+    every: int | None = Field(gt=0)
+    measures: str | tuple[str, ...]
+    heads: bool
+
+
+class ContaminationConfig(_Model):
+    """Which corpus is looked through for the protocol's items; of target=contamination."""
+
+    corpus: str | None
+    words: int = Field(ge=8)
 
 
 class FingerprintConfig(_Model):
@@ -155,7 +197,16 @@ class ExecutionConfig(_Model):
     mode: Literal["fast", "reference"]
     eval_batch: int | Literal["auto"]
     allow_code_execution: bool
+    compile: bool
+    activation_checkpointing: Literal["none", "half", "full"]
+    fused_loss: Literal["auto", "on", "off"]
+    ranks: int | None = Field(ge=1)
+    validations: int = Field(ge=0)
+    keep_every: Tokens | None
+    keep_at: tuple[Tokens, ...]
+    keep_states: int = Field(ge=1)
     checkpoint_minutes: float
+    spectra_share: float = Field(gt=0, lt=1)
     point_minutes: float | None
 
 
@@ -179,8 +230,10 @@ class Config(_Model):
     then: dict[str, dict[str, Any]] = {}
     criterion: CriterionConfig
     spectra: SpectraConfig
+    watch: WatchConfig
     fingerprint: FingerprintConfig
     internals: InternalsConfig
+    contamination: ContaminationConfig
     other_criterion: CriterionConfig | None = None
     protocol: ProtocolConfig
     tracking: Tracking

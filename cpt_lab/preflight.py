@@ -60,10 +60,10 @@ def check_budgets(todo: Plan, store: Store, how: Execution) -> None:
     from cpt_lab.data.tokens import check_budget
 
     parts = [
-        (part, specs.Tokens(corpus=part.corpus, tokenizer=step.spec.tokenizer))
+        (part, tokens)
         for step in todo.steps
         if isinstance(step.spec, specs.TrainedCheckpoint)
-        for part in step.spec.mixture.parts
+        for part, tokens in zip(step.spec.mixture.parts, step.spec.mixture.token_files(step.spec.tokenizer), strict=True)
         if not isinstance(part.corpus, specs.HubCorpus)
     ]
     local.build_here(store, [tokens for _, tokens in parts], how)

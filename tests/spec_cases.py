@@ -19,11 +19,13 @@ from cpt_lab.specs import (
     HubCheckpoint,
     HubCorpus,
     HubTokenizer,
+    Intermediate,
     LayerSimilarity,
     Mean,
     Mixture,
     ModelShape,
     OlmesTask,
+    OlmoCoreCheckpoint,
     Part,
     Patched,
     PerplexityTask,
@@ -66,6 +68,8 @@ PRETRAINED = TrainedCheckpoint(shape=SHAPE, tokenizer=BPE, mixture=MIXTURE, reci
 BASE = HubCheckpoint(id="owner/model", revision="abc", shape=SHAPE)
 FOLDER = FolderCheckpoint(path="/models/tuned", weights_digest="cd34", shape=SHAPE)
 TUNED = TrainedCheckpoint(shape=SHAPE, start=BASE, tokenizer=HUB_TOKENIZER, mixture=MIXTURE, recipe=RECIPE)
+OLMO_CORE = OlmoCoreCheckpoint(path="/models/step10", contents_digest="ef56", shape=SHAPE, tokenizer=HUB_TOKENIZER)
+INTERMEDIATE = Intermediate(of=TUNED, tokens=2 * RECIPE.batch_tokens)
 SPECTRA = Spectra(checkpoint=TUNED, against=BASE, measures=("frobenius_norm",))
 SPECTRAL_PART = SpectralPart(checkpoint=TUNED, against=BASE, layer=0, scope="heads", of="null", seed=0)
 SPECTRAL_COLUMNS = SpectralColumns(checkpoint=TUNED, against=BASE, scope="heads", family="norms", measures=("frobenius_norm",))
@@ -108,6 +112,7 @@ LAYER_SIMILARITY = LayerSimilarity(checkpoint=PATCHED, against=TUNED, prompts=PR
 
 ONE_OF_EACH: tuple[Spec, ...] = (
     *(MATH, FILES, HUB, BPE, HUB_TOKENIZER, TOKENS),
+    *(OLMO_CORE, INTERMEDIATE),
     *(BASE, FOLDER, TUNED, SPECTRAL_PART, SPECTRAL_COLUMNS, SPECTRA, FINGERPRINT, DELTA_NORM, PATCHED, PROTOCOL, EVALUATION),
     *(CORRELATION, ATTENTION_ENTROPY, LAYER_SIMILARITY),
 )

@@ -62,6 +62,8 @@ PINNED = {
     "math-train-c4359f9f74b2bdae": cases.TOKENS,
     "model-abc-baac9f3de3946ea1": cases.BASE,
     "folder-9c09b7362081b1d0": cases.FOLDER,
+    "olmo-core-26827dc64c0dba8d": cases.OLMO_CORE,
+    "cpt-math-text-1000-at-512-9caaa027ed39f830": cases.INTERMEDIATE,
     "pretrain-math-text-1000-23bd8883f0001cfd": cases.PRETRAINED,
     "cpt-math-text-1000-265611edf0e14166": cases.TUNED,
     "null-heads-layer0-cpt-math-text-1000-delta-fda3c3f172fe9e65": cases.SPECTRAL_PART,
@@ -114,6 +116,11 @@ CHANGES: tuple[tuple[Spec, dict[str, Any]], ...] = (
     ),
     (BASE, {"id": "owner/other", "revision": "v2", "shape": SHAPE.but(context=64)}),
     (cases.FOLDER, {"path": "/elsewhere", "weights_digest": "ef", "shape": SHAPE.but(rope_theta=1e4)}),
+    (
+        cases.OLMO_CORE,
+        {"path": "/elsewhere", "contents_digest": "cd", "shape": SHAPE.but(rope_theta=1e4), "tokenizer": cases.BPE},
+    ),
+    (cases.INTERMEDIATE, {"of": cases.PRETRAINED, "tokens": cases.RECIPE.batch_tokens}),
     (
         TUNED,
         {"shape": SHAPE.but(mlp_size=64), "start": None, "tokenizer": cases.BPE, "mixture": cases.MIXTURE.but(seed=1)}
@@ -243,6 +250,7 @@ def test_what_is_left_out_of_the_identity_is_named_here() -> None:
         "ModelShape": {"name"},
         "HubCheckpoint": {"shape"},
         "FolderCheckpoint": {"path"},
+        "OlmoCoreCheckpoint": {"path"},
         "ScoresFile": {"path"},
         "OlmesTask": {"source", "folder"},
         "ChatTask": {"source", "folder"},

@@ -20,7 +20,8 @@ from cpt_lab.execution import Execution
 from cpt_lab.specs import BpeTokenizer, BuiltinCorpus, Mixture, ModelShape, Part, Recipe, Tokens, TrainedCheckpoint
 from cpt_lab.store import Workspace
 from cpt_lab.training import engine
-from cpt_lab.training.run import save_checkpoint, train
+from cpt_lab.training.run import Inputs, train
+from cpt_lab.training.saving import save_checkpoint
 
 CORPUS = BuiltinCorpus(name="math", documents=600, held_out=20)
 TOKENIZER = BpeTokenizer(corpora=(CORPUS,), vocab_size=320)
@@ -84,18 +85,20 @@ def corpus_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def token_file(tmp_path_factory: pytest.TempPathFactory, tokenizer_folder: Path) -> Path:
-    work = workspace(tmp_path_factory.mktemp("tokens"))
+    folder = tmp_path_factory.mktemp("tokens")
+    (folder / "product").mkdir()
+    work = Workspace(folder, folder / "product")
     tokens.build_tokens(Tokens(corpus=CORPUS, tokenizer=TOKENIZER), corpus_folder(tmp_path_factory), tokenizer_folder, work)
     return work.product
 
 
 @pytest.fixture
 def trained(tokenizer_folder: Path, token_file: Path) -> Trainer:
-    """(workspace or folder, spec, how, start) -> the folder of the trained checkpoint."""
+    """(workspace or folder, spec, how, start, more inputs) -> the folder of the trained checkpoint."""
 
-    def run(where: Path | TestWorkspace, spec: TrainedCheckpoint = SPEC, *, how: Execution = ON_CPU, start: Path | None = None) -> Path:
+    def run(where: Path | TestWorkspace, spec: TrainedCheckpoint = SPEC, *, how: Execution = ON_CPU, start: Path | None = None, **more: Any) -> Path:
         work = where if isinstance(where, TestWorkspace) else workspace(where)
-        train(spec, work, tokens=[token_file], tokenizer=tokenizer_folder, start=start, how=how)
+        train(spec, work, inputs=Inputs((token_file,), tokenizer_folder, start, **more), how=how)
         return work.product
 
     return run
@@ -105,7 +108,7 @@ def trained(tokenizer_folder: Path, token_file: Path) -> Trainer:
 def base(tmp_path_factory: pytest.TempPathFactory, tokenizer_folder: Path, token_file: Path) -> Path:
     """The checkpoint of SPEC."""
     work = workspace(tmp_path_factory.mktemp("base"))
-    train(SPEC, work, tokens=[token_file], tokenizer=tokenizer_folder, start=None, how=ON_CPU)
+    train(SPEC, work, inputs=Inputs((token_file,), tokenizer_folder), how=ON_CPU)
     return work.product
 
 
@@ -273,8 +276,10 @@ def test_bf16_follows_fp32_closely_and_saves_float32(base: Path, tmp_path: Path,
 
 def test_a_loss_that_is_no_number_stops_the_run(tmp_path: Path, trained: Trainer, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.CRITICAL)
-    with pytest.raises(ValueError, match=r"training diverged: loss nan at step \d+: lower training.lr"):
+    with pytest.raises(ValueError, match=r"training diverged: the loss of step \d+ is no number: lower training.lr .* held documents \d+") as raised:
         trained(tmp_path, SPEC.but(recipe=RECIPE.but(lr=1e38, warmup_tokens=0)))
+    numbers = json.loads((tmp_path / "scratch" / "diverged.json").read_text())["math"]
+    assert f"held documents {', '.join(map(str, numbers[:10]))}" in str(raised.value)
 
 
 def test_weight_decay_leaves_the_embeddings_alone() -> None:
@@ -315,3 +320,13 @@ def test_a_start_of_another_shape_is_refused_by_its_first_parameter(base: Path, 
     spec = SPEC.but(shape=SHAPE.but(mlp_size=64))
     with pytest.raises(ValueError, match=r"feed_forward.w1.weight has shape \(48, 32\), but the model's has \(64, 32\)"):
         trained(tmp_path, spec, start=base)
+
+
+@pytest.mark.slow
+def test_two_processes_see_the_same_documents_and_learn_the_same(base: Path, tmp_path: Path, trained: Trainer) -> None:
+    folder = trained(tmp_path, how=ON_CPU.model_copy(update={"ranks": 2}))
+    losses, alone = ([line["loss"] for line in metrics(place)] for place in (folder, base))
+    assert losses == pytest.approx(alone, rel=1e-4)
+    assert [line["grad_norm"] for line in metrics(folder)] == pytest.approx([line["grad_norm"] for line in metrics(base)], rel=1e-2)
+    for name, tensor in weights(base).items():
+        torch.testing.assert_close(weights(folder)[name], tensor, rtol=0, atol=5e-3)

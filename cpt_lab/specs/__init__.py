@@ -8,7 +8,17 @@ needs neither torch nor a network.
 from __future__ import annotations
 
 from cpt_lab.specs.base import SCHEMA, Spec, canonical_json, digest, identity, key
-from cpt_lab.specs.checkpoints import Checkpoint, FolderCheckpoint, HubCheckpoint, ModelShape, Recipe, TrainedCheckpoint
+from cpt_lab.specs.checkpoints import (
+    Checkpoint,
+    FolderCheckpoint,
+    HubCheckpoint,
+    Intermediate,
+    ModelShape,
+    OlmoCoreCheckpoint,
+    Recipe,
+    SpectralWarmup,
+    TrainedCheckpoint,
+)
 from cpt_lab.specs.corpora import (
     BpeTokenizer,
     BuiltinCorpus,
@@ -16,15 +26,15 @@ from cpt_lab.specs.corpora import (
     FilesCorpus,
     HubCorpus,
     HubTokenizer,
-    Mixture,
-    Part,
+    Rule,
+    TokenFilesCorpus,
     Tokenizer,
-    Tokens,
 )
 from cpt_lab.specs.evaluations import Evaluation
 from cpt_lab.specs.fingerprints import Fingerprint
 from cpt_lab.specs.graph import STORED, AnySpec, closure, parse, rankings_of, settled
 from cpt_lab.specs.internals import AttentionEntropy, LayerSimilarity, Prompts
+from cpt_lab.specs.mixtures import Contamination, Mixture, Part, Tokens
 from cpt_lab.specs.patched import Choices, Intervention, Patched
 from cpt_lab.specs.protocols import ChatTask, GenerateTask, HarnessTask, Mean, OlmesTask, PerplexityTask, Protocol, Task
 from cpt_lab.specs.rankings import (
@@ -43,6 +53,7 @@ from cpt_lab.specs.rankings import (
     UnitKind,
 )
 from cpt_lab.specs.spectra import Scope, Spectra, SpectralColumns, SpectralPart
+from cpt_lab.specs.watch import Watch
 
 __all__ = [
     "SCHEMA",
@@ -55,6 +66,7 @@ __all__ = [
     "ChatTask",
     "Checkpoint",
     "Choices",
+    "Contamination",
     "Corpus",
     "Correlation",
     "Evaluation",
@@ -68,6 +80,7 @@ __all__ = [
     "HubCheckpoint",
     "HubCorpus",
     "HubTokenizer",
+    "Intermediate",
     "Intervention",
     "LayerSimilarity",
     "Matrices",
@@ -76,6 +89,7 @@ __all__ = [
     "Mixture",
     "ModelShape",
     "OlmesTask",
+    "OlmoCoreCheckpoint",
     "Part",
     "Patched",
     "PerplexityTask",
@@ -84,6 +98,7 @@ __all__ = [
     "Protocol",
     "Ranking",
     "Recipe",
+    "Rule",
     "Scope",
     "ScoresFile",
     "Selection",
@@ -91,13 +106,16 @@ __all__ = [
     "Spectra",
     "SpectralColumns",
     "SpectralPart",
+    "SpectralWarmup",
     "Task",
+    "TokenFilesCorpus",
     "Tokenizer",
     "Tokens",
     "TopOf",
     "TrainedCheckpoint",
     "Unit",
     "UnitKind",
+    "Watch",
     "canonical_json",
     "closure",
     "digest",
