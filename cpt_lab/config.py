@@ -82,15 +82,16 @@ class SourceConfig(_Model):
 class SpectralWarmupConfig(_Model):
     """Pre-training from random matrices with the spectra of a trained model, in place of random ones (L F)."""
 
-    reference: str = "base"
-    scale: float = Field(default=1.0, gt=0)
-    seed: int = Field(default=0, ge=0)
+    reference: str
+    scale: float = Field(gt=0)
+    seed: int = Field(ge=0)
 
 
 class PretrainConfig(_Model):
     mixture: MixtureConfig
     training: specs.Recipe
-    spectral_warmup: SpectralWarmupConfig | None = None
+    start: Literal["random", "spectral_warmup"]
+    spectral_warmup: SpectralWarmupConfig
 
 
 class ProtocolConfig(_Model):

@@ -220,10 +220,10 @@ def _watch(config: Config) -> specs.Watch | None:
 
 def _warmup(config: Config) -> specs.SpectralWarmup | None:
     """What pre-training starts from if it is not chance alone; the reference itself has no such start."""
-    asked = config.pretrain.spectral_warmup
-    if asked is None:
+    if config.pretrain.start == "random":
         return None
-    plain = config.model_copy(update={"pretrain": config.pretrain.model_copy(update={"spectral_warmup": None})})
+    asked = config.pretrain.spectral_warmup
+    plain = config.model_copy(update={"pretrain": config.pretrain.model_copy(update={"start": "random"})})
     return specs.SpectralWarmup(reference=_checkpoint(plain, asked.reference), scale=asked.scale, seed=asked.seed)
 
 

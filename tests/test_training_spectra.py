@@ -252,7 +252,7 @@ def measure_sharded(rank: int, folder: Path) -> None:
     rows = measured(model, SHAPE, WATCH)
     if rows is not None:
         rows.to_parquet(folder / f"{rank}.parquet")
-    callback = run(model, folder / "rows", clock=Clock(1.0 if rank == 0 else 1e-3 * rank), share=0.2)
+    callback = run(model, folder / "rows", clock=Clock(1.0 - rank), share=0.2)
     (folder / f"interval{rank}").write_text(str(callback.pace.interval))
     dist.barrier()
     dist.destroy_process_group()

@@ -99,9 +99,9 @@ def asymmetry(
     """Q/K against V/O: the spread of each role's values over the layers; `relative` compares 1 - value / first value (compression)."""
     values = 1 - measure.values / measure.values[:1] if relative else measure.values
     spread = values.std(axis=1)
-    sides = [spread[:, [_index(measure, role) for role in side]].mean(axis=1) for side in (carriers, uniform)]
-    ratio = np.divide(*sides, out=np.full(len(spread), math.nan), where=sides[1] > 0)
-    return Asymmetry(measure.steps, measure.tokens, measure.roles, spread, *sides, ratio, final=float(np.median(ratio[-last:])))
+    first, second = (spread[:, [_index(measure, role) for role in side]].mean(axis=1) for side in (carriers, uniform))
+    ratio = np.divide(first, second, out=np.full(len(spread), math.nan), where=second > 0)
+    return Asymmetry(measure.steps, measure.tokens, measure.roles, spread, first, second, ratio, final=float(np.median(ratio[-last:])))
 
 
 def dissociation(stable_rank: Trajectory, alpha: Trajectory, roles: Roles = "q") -> Dissociation:

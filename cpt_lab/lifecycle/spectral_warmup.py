@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from cpt_lab.architecture import matrix, roles
+from cpt_lab.architecture import Role, matrix, roles
 from cpt_lab.edits import narrow, view
 from cpt_lab.factors import singular_values
 from cpt_lab.weights import check_finite, open_weights, save_checkpoint
@@ -39,7 +39,7 @@ class WarmedUp(Mapping[str, Tensor]):
     def __init__(self, reference: StoredWeights, shape: ModelShape, *, scale: float, seed: int) -> None:
         self._reference = reference
         self._scale, self._seed = scale, seed
-        self._matrices: dict[str, list[tuple[int, str]]] = {}
+        self._matrices: dict[str, list[tuple[int, Role]]] = {}
         self._shape = shape
         for layer in range(shape.num_layers):
             for role in roles(shape):
@@ -81,14 +81,16 @@ def with_spectrum(singular: Tensor, size: tuple[int, ...], generator: torch.Gene
     """A random matrix (m, n) of float64 with these min(m, n) singular values: U diag(s) V^T, U and V uniformly distributed."""
     rows, columns = size
     left, right = (orthonormal(length, len(singular), generator) for length in (rows, columns))
-    return (left * singular.double()) @ right.mT
+    made: Tensor = (left * singular.double()) @ right.mT
+    return made
 
 
 def orthonormal(rows: int, columns: int, generator: torch.Generator) -> Tensor:
     """(rows, columns) with orthonormal columns, uniformly distributed: the Q of a Gaussian matrix whose R has a positive diagonal."""
     gaussian = torch.randn(rows, columns, dtype=torch.float64, generator=generator)
     found, triangle = torch.linalg.qr(gaussian)
-    return found * torch.where(triangle.diagonal() < 0, -1.0, 1.0)
+    uniform: Tensor = found * torch.where(triangle.diagonal() < 0, -1.0, 1.0)
+    return uniform
 
 
 def _generator(*place: int | str) -> torch.Generator:

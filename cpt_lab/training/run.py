@@ -6,7 +6,6 @@ import json
 import shutil
 import signal
 import time
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -185,8 +184,7 @@ def fit(trainer: Trainer) -> None:
 
     InterruptedError if it was stopped and that handler came back.
     """
-    with usr2_cancels(trainer), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="torch.distributed is disabled", category=UserWarning)  # one process is what we want
+    with usr2_cancels(trainer), saving.alone():
         trainer.fit()
     if trainer.is_canceled:
         reason = str(trainer._cancel_reason)

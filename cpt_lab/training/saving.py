@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +30,10 @@ def save_checkpoint(model: Transformer, shape: ModelShape, *, tokenizer: Path, f
     from olmo_core.nn.hf.checkpoint import save_hf_model
     from transformers import AutoTokenizer
 
-    save_hf_model(folder, model.state_dict(), model, AutoTokenizer.from_pretrained(tokenizer), save_overwrite=True)
+    from cpt_lab.training import engine
+
+    plain = engine.model_config(shape, seed=0).build(init_device="meta")  # what trains may be wrapped, which OLMo-core does not look through
+    save_hf_model(folder, model.state_dict(), plain, AutoTokenizer.from_pretrained(tokenizer), save_overwrite=True)
     if get_rank() == 0:
         for file in tokenizer.iterdir():
             if file.name != "manifest.json":
@@ -104,7 +110,8 @@ def load_olmo_core_weights(model: Transformer, folder: Path, *, name: str) -> No
         if size != tuple(tensor.shape):
             has = "lacks it" if size is None else f"has it with shape {size}"
             raise ValueError(f"model {name} has a {parameter} of shape {tuple(tensor.shape)} and {folder} {has}: choose the model it is of")
-    load_model_and_optim_state(place, model)
+    with alone():
+        load_model_and_optim_state(place, model)
 
 
 def load_olmo_core_state(module: TransformerTrainModule, folder: Path, *, scratch: Path) -> None:
@@ -113,9 +120,18 @@ def load_olmo_core_state(module: TransformerTrainModule, folder: Path, *, scratc
 
     assert module.optim is not None
     ours = [{name: value for name, value in group.items() if name != "params"} for group in module.optim.param_groups]
-    Checkpointer(work_dir=scratch).load(folder, module, load_trainer_state=False)
+    with alone():
+        Checkpointer(work_dir=scratch).load(folder, module, load_trainer_state=False)
     for group, settings in zip(module.optim.param_groups, ours, strict=True):
         group.update(settings)
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Inside the block torch does not warn that there is one process only: that is what we want."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled", category=UserWarning)
+        yield
 
 
 def weights_folder(folder: Path) -> Path:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -157,18 +157,23 @@ def measured(model: torch.nn.Module, shape: ModelShape, watch: Watch, *, threads
     return _together(rows, places, watch.measures)
 
 
-def _gathered(parameters: dict[str, Tensor], shape: ModelShape, watch: Watch, places: Sequence[Place]) -> Iterator[Block]:
+def _gathered(parameters: Mapping[str, Tensor], shape: ModelShape, watch: Watch, places: Sequence[Place]) -> Iterator[Block]:
     """This rank's blocks of the places. All ranks take part in gathering every matrix."""
     for turn, (layer, role) in enumerate(places):
         whole = get_full_tensor(parameters[f"blocks.{layer}.{PARAMETERS[role]}.weight"].detach())
         if turn % get_world_size() != get_rank():
             continue
         turned = whole if role in WRITE_TO_RESIDUAL else whole.mT
-        scopes: tuple[Scope, ...] = ("heads",) * watch.heads + ("attention",) if role in ATTENTION_ROLES else ("mlp",)
-        for scope in scopes:
+        for scope in _scopes(role, watch):
             heads = heads_in(scope, shape, role)
             for head, values in zip(heads, turned.chunk(len(heads), dim=1), strict=True):
                 yield Block(layer, role, head, values)
+
+
+def _scopes(role: Role, watch: Watch) -> tuple[Scope, ...]:
+    if role not in ATTENTION_ROLES:
+        return ("mlp",)
+    return ("heads", "attention") if watch.heads else ("attention",)
 
 
 def _rows(blocks: Sequence[Block], measures: Sequence[str], threads: int) -> list[dict[str, Any]]:
