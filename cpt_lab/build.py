@@ -136,6 +136,9 @@ def _build_recorded(workshop: Workshop, spec: Spec, lease: Lease) -> None:
             with suppress(OSError):
                 store.mark(spec, State.LOST, _first_line(error))
             raise
+        if isinstance(error, failures.ProcessLost):
+            store.mark(spec, State.LOST, _first_line(error))
+            raise
         if failures.is_broken_context(error):
             store.mark(spec, State.LOST, _first_line(error))
             raise Unfit(_first_line(error)) from error

@@ -9,7 +9,7 @@ import threading
 from collections import Counter
 from pathlib import Path
 
-from cpt_lab import rates, slurm
+from cpt_lab import rates, slurm, specs
 from cpt_lab.launch import Launch
 from cpt_lab.plan import ON_GPU, ONE_TASK_EACH, PACKED, STAGES, Plan
 from cpt_lab.progress import Watch
@@ -65,7 +65,18 @@ def gpus_to_evaluate(todo: Plan, site: Site) -> int:
 def check(todo: Plan, site: Site) -> None:
     """ValueError if the cluster would refuse a stage of this plan, or keep it waiting for ever; asked before a launch is written."""
     gpus, present = gpus_to_evaluate(todo, site), todo.stages()
+    _check_ranks(todo, site)
     slurm.check([stage(name, site, gpus=gpus) for name in STAGES if name in present], site)
+
+
+def _check_ranks(todo: Plan, site: Site) -> None:
+    """ValueError if the GPUs of a training's tasks cannot share its batch evenly."""
+    from cpt_lab.training import ranks
+
+    for step in todo.steps:
+        if isinstance(step.spec, specs.TrainedCheckpoint):
+            asked = stage(step.stage, site)
+            ranks.check(step.spec.recipe.batch_sequences, asked.nodes * max(1, asked.gpus))
 
 
 def submit(told: Launch, site: Site) -> None:

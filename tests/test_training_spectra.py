@@ -13,8 +13,10 @@ import pandas as pd
 import pytest
 import torch
 
-from cpt_lab import lifecycle
-from cpt_lab.specs import ModelShape, Watch
+import training_cases as cases
+from cpt_lab import lifecycle, spectra
+from cpt_lab.lifecycle.spectral_warmup import build_warmup
+from cpt_lab.specs import ModelShape, SpectralWarmup, Watch
 from cpt_lab.training import engine, spectra_callback
 from cpt_lab.training.spectra_callback import SpectraCallback, collect, measured
 
@@ -219,6 +221,83 @@ def test_an_interval_that_costs_too_much_is_stretched_and_says_so(model: Any, tm
 def test_a_run_that_was_not_watched_leaves_no_table(tmp_path: Path) -> None:
     collect(tmp_path / "rows", tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+# ------------------------------------------------------------------------------------------------------------ real runs
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> cases.Made:
+    return cases.make(tmp_path_factory.mktemp("made"))
+
+
+WATCHED = cases.SPEC.but(watch=Watch(every=5, measures=("stable_rank", "rank_decay_alpha", "pl_alpha", "mp_edge"), heads=True))
+CHEAP = cases.ON_CPU.model_copy(update={"spectra_share": 0.999})  # so that the machine's load has no say in which steps are measured
+
+
+@pytest.fixture(scope="module")
+def watched(made: cases.Made, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return made.train(tmp_path_factory.mktemp("watched"), WATCHED, how=CHEAP)
+
+
+@pytest.mark.slow
+def test_a_watched_run_ends_in_the_weights_of_a_run_that_is_not(made: cases.Made, watched: Path, tmp_path: Path) -> None:
+    assert cases.same_bits(watched, made.train(tmp_path))
+    assert not (tmp_path / "product" / "spectra.parquet").exists()
+
+
+@pytest.mark.slow
+def test_the_last_rows_are_the_table_of_the_checkpoint(watched: Path, tmp_path: Path) -> None:
+    rows = pd.read_parquet(watched / "spectra.parquet")
+    assert list(dict.fromkeys(rows["step"])) == [0, 5, 10, 15, 20]
+    assert list(dict.fromkeys(rows["tokens"])) == [step * cases.RECIPE.batch_tokens for step in (0, 5, 10, 15, 20)]
+    assert WATCHED.watch is not None
+    table = spectra.table(watched, measures=WATCHED.watch.measures, results=tmp_path, device="cpu", threads=1)
+    last = rows[rows["step"] == 20].drop(columns=["step", "tokens"]).reset_index(drop=True)
+    pd.testing.assert_frame_equal(last, table[list(last.columns)], rtol=1e-12, check_dtype=False)
+
+
+@pytest.mark.slow
+def test_the_lifecycle_of_a_real_run_can_be_read_and_said(watched: Path) -> None:
+    rank, alpha = (lifecycle.read(watched, name) for name in ("stable_rank", "rank_decay_alpha"))
+    assert rank.values.shape == (5, 2, 7)
+    assert np.isfinite(rank.values).all()
+    assert lifecycle.compression(rank, "q").shape == (5, 2)
+    assert lifecycle.compression_gradient(rank, "q").gradient[0] == 0
+    assert lifecycle.alpha_gradient(alpha, "q").delta > 0
+    assert lifecycle.asymmetry(rank, relative=True).final > 0
+    assert lifecycle.dissociation(rank, alpha).alpha_spread.shape == (5,)
+
+
+@pytest.mark.slow
+def test_an_interrupted_run_has_the_rows_of_one_that_was_not(made: cases.Made, watched: Path, tmp_path: Path) -> None:
+    def die(done: float) -> None:
+        if done == 12 * cases.RECIPE.batch_tokens:
+            raise MemoryError
+
+    work = cases.workspace(tmp_path)
+    work.listener = die
+    with pytest.raises(MemoryError):
+        made.train(work, WATCHED, how=CHEAP.model_copy(update={"checkpoint_minutes": 1e-9}))
+    assert sorted(int(file.stem) for file in (work.scratch / "spectra").iterdir()) == [0, 5, 10]
+    work.listener = None
+    again = made.train(work, WATCHED, how=CHEAP)
+    whole, resumed = (pd.read_parquet(folder / "spectra.parquet") for folder in (watched, again))
+    pd.testing.assert_frame_equal(whole, resumed, check_exact=True)
+
+
+@pytest.mark.slow
+def test_a_run_starts_from_a_spectral_warm_up_whose_spectra_are_its_first_rows(made: cases.Made, watched: Path, tmp_path: Path) -> None:
+    spec = WATCHED.but(start=SpectralWarmup(reference=WATCHED, seed=1))
+    assert isinstance(spec.start, SpectralWarmup)
+    work = cases.workspace(tmp_path / "start")
+    build_warmup(spec.start, watched, work)
+    folder = made.train(tmp_path / "run", spec, how=CHEAP, start=work.product)
+    ours, theirs = (pd.read_parquet(one / "spectra.parquet") for one in (folder, watched))
+    whole = ours["head"] == -1  # heads are other rows of other singular vectors
+    first, last = ours[whole & (ours["step"] == 0)], theirs[whole & (theirs["step"] == 20)]
+    assert first["stable_rank"].to_numpy() == pytest.approx(last["stable_rank"].to_numpy(), rel=1e-4)
+    assert first["rank_decay_alpha"].to_numpy() == pytest.approx(last["rank_decay_alpha"].to_numpy(), rel=1e-3)
 
 
 # -------------------------------------------------------------------------------------------------------------- sharding

@@ -19,11 +19,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cpt_lab.failures import ProcessLost
 from cpt_lab.store import read_json, write_atomically
 
 if TYPE_CHECKING:
     from cpt_lab.execution import Execution
 
+PARTNER_LOST = ("connection closed by peer", "connection reset by peer", "broken pipe", "socket timeout", "remote process exited")
 FOLDER = "ranks"  # in the run's scratch folder: job.json, stop, error-RANK.json
 PORTS = (20_000, 40_000)  # of the meeting point, by SLURM's job id: two jobs on one node seldom have the same
 SET_DEATH_SIGNAL = 1  # prctl's PR_SET_PDEATHSIG
@@ -133,11 +135,12 @@ KINDS: dict[str, type[BaseException]] = {
 
 
 def _first_error(folder: Path, code: int) -> BaseException:
-    """The oldest error that a rank left; the others' are what a lost partner looks like."""
+    """The oldest error that a rank left and that is not how the loss of another one looks from there; ProcessLost if there is none."""
     files = sorted(folder.glob("error-*.json"), key=lambda path: path.stat().st_mtime_ns)
-    if not files:
-        return RuntimeError(f"a process of the run ended without a word, torchrun with code {code}; see the worker's log")
-    found = read_json(files[0])
+    told = [error for error in map(read_json, files) if not any(word in str(error["text"]).lower() for word in PARTNER_LOST)]
+    if not told:
+        return ProcessLost(f"a process of the run died without a word (torchrun ended with code {code}); see the worker's log")
+    found = told[0]
     text = str(found["text"])
     match found["kind"]:
         case "stopped":
