@@ -7,7 +7,6 @@ each, and seconds of the processor, which other work on the machine leaves alone
 from __future__ import annotations
 
 import os
-import resource
 import statistics
 import tempfile
 import time
@@ -40,23 +39,26 @@ def main() -> None:
         corpus, tokenizer, texts = prepared(folder)
         size = (corpus / "train.jsonl").stat().st_size
         formats.PIECE = size // PIECES + 1
-        build(folder / "warm", corpus, tokenizer, processes=1)
-        alone, one, two, waited_one, waited_two = [], [], [], [], []
+        small = workspace(folder / "small").product
+        write_splits(small, {"train": [{"text": texts[0]}]}, {})
+        build(folder / "warm", small, tokenizer, processes=1)
+        alone, start, whole, waited_one, waited_two = [], [], [], [], []
         for index in range(ROUNDS):
+            start.append(build(folder / f"start{index}", small, tokenizer, processes=1)[0])
             alone.append(library(tokenizer, texts))
-            for processes, seconds, waited in ((1, one, waited_one), (2, two, waited_two)):
-                took, ended = build(folder / f"{processes}-{index}", corpus, tokenizer, processes=processes)
-                seconds.append(took)
-                waited.append(ended)
+            took, waited = build(folder / f"1-{index}", corpus, tokenizer, processes=1)
+            whole.append(took)
+            waited_one.append(waited)
+            waited_two.append(build(folder / f"2-{index}", corpus, tokenizer, processes=2)[1])
         same = {(folder / f"{count}-{index}" / "product" / "tokens.npy").read_bytes() for count in (1, 2) for index in range(ROUNDS)}
         if len(same) != 1:
             raise SystemExit("the token file depends on the number of processes: it must not")
     megabytes = size / 1e6
     print(f"{megabytes:.0f} MB of Python sources, {len(texts):,} documents, {PIECES} pieces, vocabulary {VOCABULARY:,}")
     print(f"tokenizers alone: {megabytes / statistics.median(alone):.2f} MB/s on one core")
-    print(f"ours, from files to a token file: {_ratio(alone, one):.1%} of that per core on one process")
-    print(f"two processes take {1 / _ratio(one, two):.2f} times the processor seconds of one, their start included")
-    print(f"two processes end after {1 / _ratio(waited_one, waited_two):.2f} of the time of one, beside whatever else runs here")
+    steady = [took - once for took, once in zip(whole, start, strict=True)]
+    print(f"ours, from file to token file: {_ratio(alone, steady):.1%} of that per core, after a start of {statistics.median(start):.2f} s")
+    print(f"two processes end after {_ratio(waited_two, waited_one):.2f} of the time of one: two idle cores are needed to see it")
 
 
 def prepared(folder: Path) -> tuple[Path, Path, list[str]]:
@@ -82,17 +84,11 @@ def library(tokenizer: Path, texts: list[str]) -> float:
 
 
 def build(folder: Path, corpus: Path, tokenizer: Path, *, processes: int) -> tuple[float, float]:
-    """Seconds of the processor in which our pipeline makes the token file, those of its processes too, and seconds on the wall."""
+    """Seconds of this process's processor in which our pipeline makes the token file, and seconds on the wall."""
     work = workspace(folder)
-    started, began = processor(), time.perf_counter()
+    started, began = time.process_time(), time.perf_counter()
     build_tokens(Tokens(corpus=CORPUS, tokenizer=TOKENIZER), corpus, tokenizer, work, processes=processes)
-    return processor() - started, time.perf_counter() - began
-
-
-def processor() -> float:
-    """Seconds of the processor of this process and of those that it started and that ended."""
-    children = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return time.process_time() + children.ru_utime + children.ru_stime
+    return time.process_time() - started, time.perf_counter() - began
 
 
 def workspace(folder: Path) -> Workspace:

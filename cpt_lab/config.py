@@ -15,7 +15,6 @@ from cpt_lab.names import unknown
 from cpt_lab.site import Site
 from cpt_lab.tracking_settings import Tracking
 
-
 TOKEN_UNITS = {"K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
 
 
@@ -37,7 +36,16 @@ class _Model(BaseModel):
 
 
 TargetName = Literal[
-    "train", "contamination", "spectra", "fingerprint", "rank", "correlate", "evaluate", "materialize", "attention_entropy", "layer_similarity"
+    "train",
+    "contamination",
+    "spectra",
+    "fingerprint",
+    "rank",
+    "correlate",
+    "evaluate",
+    "materialize",
+    "attention_entropy",
+    "layer_similarity",
 ]
 _Part = TypeVar("_Part", bound=BaseModel)
 

@@ -27,7 +27,9 @@ class Execution(BaseModel):
         default="auto", description="loss without a matrix of logits, by Liger; auto: on a GPU where liger-kernel is installed"
     )
     ranks: int | None = Field(default=None, ge=1, description="processes of a training run on each node; None: one per GPU it sees, else 1")
-    validations: int = Field(default=10, ge=0, description="of a training run, evenly over its tokens, on every corpus's held-out documents")
+    validations: int = Field(
+        default=10, ge=0, description="of a training run, evenly over its tokens, on every corpus's held-out documents"
+    )
     keep_every: int | None = Field(default=None, gt=0, description="tokens: a training run also keeps its weights so often")
     keep_at: tuple[int, ...] = Field(default=(), description="tokens after which a training run also keeps its weights")
     keep_states: int = Field(default=1, ge=1, description="states of a training run to resume from: the last so many")

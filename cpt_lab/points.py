@@ -132,7 +132,9 @@ def _mixture(config: Config, mixture: MixtureConfig) -> specs.Mixture:
 def _contamination(config: Config) -> specs.Contamination:
     asked = config.contamination
     if asked.corpus is None:
-        raise ValueError(f"target=contamination looks through one corpus: contamination.corpus=NAME, of {', '.join(sorted(config.corpora))}")
+        raise ValueError(
+            f"target=contamination looks through one corpus: contamination.corpus=NAME, of {', '.join(sorted(config.corpora))}"
+        )
     return validated(
         specs.Contamination,
         {"corpus": _corpus(config, asked.corpus), "protocol": _protocol(config, config.protocol), "words": asked.words},

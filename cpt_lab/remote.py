@@ -24,12 +24,16 @@ EVALUATE = frozenset({"probe", "evaluate"})
 
 
 def stages(told: Launch, site: Site) -> list[Stage]:
-    """One stage of jobs per kind of work: evaluations and spectra by their packs, training runs one task each, small things together."""
+    """One stage of jobs per kind of work: evaluations and spectra by their packs, training runs one task each, small things together.
+
+    What a run leaves on its way takes no task of its own: it would hold GPUs while the run is made.
+    """
     made: list[Stage] = []
     for name in told.stages():
         steps = {key(order.spec) for order in told.orders if order.stage == name}
         with_work = sum(not steps.isdisjoint(names) for names in told.packs)
-        packs = len(steps) if name in ONE_TASK_EACH else max(1, with_work) if name in PACKED else 1
+        runs = sum(isinstance(order.spec, specs.TrainedCheckpoint) for order in told.orders if order.stage == name)
+        packs = max(1, runs) if name in ONE_TASK_EACH else max(1, with_work) if name in PACKED else 1
         made.append(stage(name, site, packs=packs, gpus=told.how.gpus, needs=tuple(one.name for one in made)))
     return made
 

@@ -283,10 +283,16 @@ def _correlation(store: Store, correlation: specs.Correlation) -> str:
 
 def _contamination(store: Store, contamination: specs.Contamination) -> list[str]:
     found = read_json(store.product(contamination) / "report.json")
-    said = f"  {contamination.corpus.name}: {found['overlapping']:,} of {found['documents']:,} documents share {found['words']} words in a row"
+    said = (
+        f"  {contamination.corpus.name}: {found['overlapping']:,} of {found['documents']:,} documents share {found['words']} words in a row"
+    )
     tasks = [
         f"    {name}: {task['items_found']:,} of {task['items']:,} items in {task['documents']:,} documents"
-        + (f"; {task['items'] - task['items_that_can_be_told']:,} items are too short to tell" if task["items_that_can_be_told"] < task["items"] else "")
+        + (
+            f"; {task['items'] - task['items_that_can_be_told']:,} items are too short to tell"
+            if task["items_that_can_be_told"] < task["items"]
+            else ""
+        )
         for name, task in found["tasks"].items()
     ]
     return [f"{said} with items of {contamination.protocol.name}", *tasks]

@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,7 +27,13 @@ CONFIG = "config.json"
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
-RECORDS = ("training.json", "metrics.jsonl", "commit.json", "patch.json", "spectra.parquet")  # of how a folder came about: no copy came about so
+RECORDS = (
+    "training.json",
+    "metrics.jsonl",
+    "commit.json",
+    "patch.json",
+    "spectra.parquet",
+)  # of how a folder came about: no copy came about so
 BLOCK = 1 << 22  # bytes read at once for a digest
 
 

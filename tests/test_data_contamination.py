@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from spec_cases import MATH, PROTOCOL
 
 from cpt_lab.data import builtin, contamination, formats, ngrams, tokenizer, tokens
 from cpt_lab.data.documents import read_documents, read_manifest, write_splits
 from cpt_lab.evaluation.item_texts import item_texts
 from cpt_lab.evaluation.protocols import build_protocol
-from cpt_lab.specs import BpeTokenizer, BuiltinCorpus, Contamination, Mixture, Part, Protocol, Tokens, key
+from cpt_lab.specs import BpeTokenizer, BuiltinCorpus, Contamination, HubCorpus, Mixture, Part, Protocol, Tokens, key
 from cpt_lab.store import Workspace
+from spec_cases import MATH, PROTOCOL
 
 QUESTION = "A farmer has seventeen sheep and all but nine of them run away over the old stone bridge at dawn"
 WORDS = QUESTION.split()
@@ -52,7 +52,7 @@ def left_out(product: Path) -> list[int]:
 def test_an_overlap_is_a_run_that_both_hold_word_for_word(text: list[str], item: list[str]) -> None:
     runs = {tuple(item[start : start + 9]) for start in range(len(item) - 8)} or ({tuple(item)} if len(item) == 8 else set())
     expected = any(tuple(text[start : start + len(run)]) == run for run in runs for start in range(len(text)))
-    found = ngrams.overlaps(" ".join(text), ngrams.index({"task": [[" ".join(item)]]}, 9))
+    found = ngrams.overlaps(text, ngrams.index({"task": [[" ".join(item)]]}, 9))
     assert (("task", 0) in found) == expected
     assert all(tuple(run.split()) in runs for run in found.values())
 
@@ -60,8 +60,8 @@ def test_an_overlap_is_a_run_that_both_hold_word_for_word(text: list[str], item:
 def test_hashes_that_collide_are_told_apart_by_their_words(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ngrams, "rolling", lambda numbers, size: np.zeros(len(numbers) - size + 1, dtype=np.uint64))
     known = ngrams.index(ITEMS, 13)
-    assert ngrams.overlaps(CLEAN, known) == {}
-    assert set(ngrams.overlaps(f"{CLEAN} {QUESTION}", known)) == {("riddles", 0)}
+    assert ngrams.overlaps(ngrams.words_of(CLEAN), known) == {}
+    assert set(ngrams.overlaps(ngrams.words_of(f"{CLEAN} {QUESTION}"), known)) == {("riddles", 0)}
 
 
 def test_planted_items_are_found_and_nothing_else_is(tmp_path: Path) -> None:
@@ -119,6 +119,19 @@ def test_token_files_leave_the_overlapping_documents_out(
     clean, alone = built
     assert tokens.read_tokens(clean).tolist() == tokens.read_tokens(alone).tolist()
     assert (read_manifest(clean)["dropped"], read_manifest(clean)["documents"], read_manifest(alone)["dropped"]) == (7, 13, 0)
+
+
+def test_no_more_is_looked_through_than_a_sample_can_need(tmp_path: Path, tokenizer_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(formats, "PIECE", 200)
+    corpus = corpus_of(tmp_path / "corpus", [f"{CLEAN} {index}" if index % 3 else f"{index} {QUESTION}" for index in range(40)])
+    sampled = HubCorpus(name="own", id="some/data", sample_tokens=150)
+    work, tokenised = workspace(tmp_path / "report"), workspace(tmp_path / "tokens")
+    contamination.build_report(Contamination(corpus=sampled, protocol=PROTOCOL), corpus, ITEMS, work)
+    found = json.loads((work.product / "report.json").read_text())
+    assert 8 < found["documents"] < 20  # 150 clean words of 22 each
+    spec = Tokens(corpus=sampled, tokenizer=BpeTokenizer(corpora=(MATH,), vocab_size=320), clean_of=PROTOCOL)
+    tokens.build_tokens(spec, corpus, tokenizer_folder, tokenised, contamination=work.product)
+    assert tokens.available_tokens(tokenised.product) >= 150
 
 
 def test_a_mixture_that_is_clean_of_a_protocol_asks_for_clean_token_files() -> None:

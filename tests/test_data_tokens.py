@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from cpt_lab.data import builtin, formats, token_files, tokenizer, tokens
 from cpt_lab.data.documents import read_documents, read_manifest, shards, write_splits
 from cpt_lab.data.files import files_digest
 from cpt_lab.data.shards import Group, grouped
-from cpt_lab.specs import BpeTokenizer, BuiltinCorpus, HubCorpus, Part, TokenFilesCorpus, Tokens
+from cpt_lab.specs import BpeTokenizer, BuiltinCorpus, HubCorpus, Mixture, Part, TokenFilesCorpus, Tokens
 from cpt_lab.store import Workspace
+from cpt_lab.training.mixing import mix
 
 CORPUS = BuiltinCorpus(name="math", documents=400, held_out=20)
 TOKENIZER = BpeTokenizer(corpora=(CORPUS,), vocab_size=320)
@@ -380,3 +380,12 @@ def test_ready_made_token_files_hold_no_documents_to_read(tmp_path: Path, tokeni
     adopted(tmp_path / "ready", [np.asarray([5, encoder.eos_token_id], dtype=np.uint16)], tokenizer_folder)
     with pytest.raises(KeyError, match="holds token files and no documents"):
         list(read_documents(tmp_path / "ready" / "corpus" / "product", "train"))
+
+
+def test_ready_made_files_of_another_width_are_mixed_by_their_values(tmp_path: Path, tokenizer_folder: Path, encoder: Any) -> None:
+    eos = encoder.eos_token_id
+    widths = {"narrow": np.uint16, "wide": np.uint32}
+    folders = [adopted(tmp_path / name, [np.asarray([5, 6, eos], dtype=dtype)], tokenizer_folder) for name, dtype in widths.items()]
+    parts = tuple(Part(corpus=CORPUS.but(name=name), tokens=3) for name in ("math", "inst"))
+    mixed = mix(Mixture(name="both", parts=parts), folders, tmp_path / "mixture.npy", tokenizer=tokenizer_folder)
+    assert np.fromfile(mixed.path, dtype=mixed.dtype).tolist() == [5, 6, eos, 5, 6, eos]

@@ -91,6 +91,10 @@ EXPECTED = {
     *(f"post_training_{model}" for model in POST_TRAINED),
     *("heterogeneity_1b", "evolution_1b"),
     *(f"lifecycle_{scale}" for scale in ("tiny", "d8", "d12", "d16")),
+    *(f"pretrain_{budget}" for budget in ("tiny", "1b_20b", "1b_100b", "1b_200b", "1b_400b")),
+    *(f"cpt_{size}_{mix}" for size in ("1b", "7b") for mix in TABLE_2),
+    *(f"cpt_1b_from_{budget}b_math" for budget in (20, 100, 400)),
+    "cpt_tiny",
 }
 # Of experiments that are one but for the model, the fast tests take the smallest: its siblings are composed with the slow ones.
 SIBLINGS = {
@@ -99,6 +103,9 @@ SIBLINGS = {
     *(f"{kind}_{model}" for kind in ("scale_transplant", "rotate", "entropy", "similarity") for model in list(POST_TRAINED)[1:]),
     *(f"{kind}_{model}" for kind in ("prune", "importance") for model in PRUNED if model not in ("gpt2_small", "pythia_160m")),
     *("lifecycle_d12", "lifecycle_d16"),
+    *(f"pretrain_1b_{budget}b" for budget in (100, 200, 400)),
+    *(f"cpt_{size}_{mix}" for size in ("1b", "7b") for mix in TABLE_2 if (size, mix) != ("1b", "math_20b")),
+    *(f"cpt_1b_from_{budget}b_math" for budget in (100, 400)),
 }
 
 

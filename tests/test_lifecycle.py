@@ -9,8 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from compositions import points, refused
 from cpt_lab import lifecycle
 from cpt_lab.lifecycle import lines
+from cpt_lab.specs import TrainedCheckpoint, Watch, canonical_json
+from cpt_lab.spectra import MEASURES
 from trajectory_cases import LAYERS, RANK, ROLES, STEPS, exponents, sigmoid, trajectory, travelling
 
 # ---------------------------------------------------------------------------------------------------------------- waves
@@ -308,3 +311,43 @@ def test_a_part_of_a_trajectory_has_the_steps_between_both() -> None:
     assert part.steps.tolist() == [1000, 1025, 1050, 1075, 1100]
     with pytest.raises(ValueError, match="the steps go from 0 to 10000"):
         trajectory(travelling()).between(20_000, 30_000)
+
+
+# -------------------------------------------------------------------------------------------------------------- a study
+
+
+def test_pretraining_and_continual_pretraining_are_watched_by_one_setting() -> None:
+    (point,) = points("target=train", "watch.every=7", "watch.measures=[norms,pl_alpha]", "watch.heads=true")
+    tuned = point.spec
+    assert isinstance(tuned, TrainedCheckpoint)
+    assert isinstance(tuned.start, TrainedCheckpoint)
+    assert tuned.watch == tuned.start.watch == Watch(every=7, measures=(*MEASURES["norms"], "pl_alpha"), heads=True)
+
+
+def test_without_the_setting_nothing_is_watched_and_keys_are_what_they_were() -> None:
+    (point,) = points("target=train")
+    assert isinstance(point.spec, TrainedCheckpoint)
+    assert point.spec.watch is None
+    assert '"watch"' not in canonical_json(point.spec)
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("watch.measures=svsm", "unknown measure of a run that trains 'svsm_mean'"),
+        ("watch.measures=tails", "unknown measure of a run that trains 'pl_p_value'"),
+        ("watch.measures=stable_runk", "stable_rank"),
+        ("watch.every=0", "watch.every: input should be greater than 0"),
+        ("execution.spectra_share=1", "execution.spectra_share: input should be less than 1"),
+        ("pretrain.start=warm", "pretrain.start: input should be 'random' or 'spectral_warmup'"),
+        ("pretrain.spectral_warmup.scale=0", "pretrain.spectral_warmup.scale: input should be greater than 0"),
+    ],
+)
+def test_a_setting_that_cannot_be_is_refused_in_one_sentence(setting: str, said: str) -> None:
+    assert said in refused("target=train", "watch.every=5", setting)
+
+
+def test_a_warm_up_from_a_checkpoint_that_is_not_there_names_those_that_are() -> None:
+    said = refused("target=train", "pretrain.start=spectral_warmup", "pretrain.spectral_warmup.reference=teacher")
+    assert "teacher" in said
+    assert "base, reference, tuned" in said

@@ -29,7 +29,6 @@ from training_cases import MIXTURE, ON_CPU, RECIPE, SHAPE, SPEC, STEPS, Made, ma
 pytestmark = [pytest.mark.filterwarnings("ignore::DeprecationWarning"), pytest.mark.filterwarnings("ignore::FutureWarning")]
 
 
-
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     return make(tmp_path_factory.mktemp("made"))
@@ -192,7 +191,9 @@ def test_bf16_follows_fp32_closely_and_saves_float32(base: Path, tmp_path: Path,
 
 def test_a_loss_that_is_no_number_stops_the_run(tmp_path: Path, made: Made, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.CRITICAL)
-    with pytest.raises(ValueError, match=r"training diverged: the loss of step \d+ is no number: lower training.lr .* held documents \d+") as raised:
+    with pytest.raises(
+        ValueError, match=r"training diverged: the loss of step \d+ is no number: lower training.lr .* held documents \d+"
+    ) as raised:
         made.train(tmp_path, SPEC.but(recipe=RECIPE.but(lr=1e38, warmup_tokens=0)))
     numbers = json.loads((tmp_path / "scratch" / "diverged.json").read_text())["math"]
     assert f"held documents {', '.join(map(str, numbers[:10]))}" in str(raised.value)
@@ -336,7 +337,9 @@ def test_the_last_states_are_kept_and_older_ones_go_even_those_of_an_earlier_att
 
 def test_the_disk_is_looked_at_before_a_run_begins(tmp_path: Path, made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checks.shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
-    with pytest.raises(OSError, match="2 states to resume from and 1 folders of weights of model smallest take .* free some space") as raised:
+    with pytest.raises(
+        OSError, match=r"2 states to resume from and 1 folders of weights of model smallest take .* free some space"
+    ) as raised:
         made.train(tmp_path)
     assert failures.is_not_writable(raised.value)
 
@@ -356,7 +359,7 @@ def test_a_start_with_another_tokenizer_is_refused(base: Path, tmp_path: Path, m
     data = json.loads((other / "tokenizer.json").read_text())
     data["model"]["vocab"] = {token: (index + 1) % len(data["model"]["vocab"]) for token, index in data["model"]["vocab"].items()}
     (other / "tokenizer.json").write_text(json.dumps(data))
-    with pytest.raises(ValueError, match="training starts from a checkpoint with another tokenizer: .* tokens have not the same id"):
+    with pytest.raises(ValueError, match=r"training starts from a checkpoint with another tokenizer: .* tokens have not the same id"):
         made.train(tmp_path / "run", SPEC.but(start=SPEC), start=other)
 
 

@@ -134,9 +134,7 @@ def test_weights_that_no_step_leaves_are_refused(tokens: int, message: str) -> N
         Intermediate(of=SPEC, tokens=tokens)
 
 
-def test_a_checkpoint_of_olmo_core_becomes_the_folder_of_the_same_weights(
-    base: Path, olmo_core: Path, tmp_path: Path, made: Made
-) -> None:
+def test_a_checkpoint_of_olmo_core_becomes_the_folder_of_the_same_weights(base: Path, olmo_core: Path, tmp_path: Path, made: Made) -> None:
     product = adopted(tmp_path, olmo_core, made)
     assert same_bits(product, base / "intermediates" / str(12 * BATCH))
     assert (product / "olmo_core").resolve() == olmo_core

@@ -197,7 +197,10 @@ def test_two_nodes_meet_and_train_as_one_run(tmp_path: Path, made: Made, monkeyp
 
 
 @given(
-    share=st.integers(1, 600), gigabytes=st.integers(1, 200), sharded=st.sampled_from([1, 2, 8]), mode=st.sampled_from(["none", "half", "full"])
+    share=st.integers(1, 600),
+    gigabytes=st.integers(1, 200),
+    sharded=st.sampled_from([1, 2, 8]),
+    mode=st.sampled_from(["none", "half", "full"]),
 )
 def test_a_micro_batch_divides_the_share_and_grows_with_memory(share: int, gigabytes: int, sharded: int, mode: str) -> None:
     def fits(total: int) -> int:

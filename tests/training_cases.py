@@ -46,7 +46,7 @@ class ListenedWorkspace(Workspace):
 
     listener: Callable[[float], None] | None = None
 
-    def progress(self, done: float, total: float, unit: str) -> None:
+    def progress(self, done: float, total: float, unit: str) -> None:  # noqa: ARG002
         assert 0 <= done <= total
         if self.listener is not None:
             self.listener(done)
@@ -69,9 +69,7 @@ class Made:
     def inputs(self) -> Inputs:
         return Inputs((self.tokens,), self.tokenizer)
 
-    def train(
-        self, where: Path | ListenedWorkspace, spec: TrainedCheckpoint = SPEC, *, how: Execution = ON_CPU, **inputs: Any
-    ) -> Path:
+    def train(self, where: Path | ListenedWorkspace, spec: TrainedCheckpoint = SPEC, *, how: Execution = ON_CPU, **inputs: Any) -> Path:
         """The folder of the trained checkpoint."""
         work = where if isinstance(where, ListenedWorkspace) else workspace(where)
         train(spec, work, inputs=replace(self.inputs, **inputs), how=how)

@@ -84,7 +84,9 @@ def run(step: Step, groups: Sequence[Group], *, processes: int, scratch: Path, p
     try:
         executor.run()
     except BrokenProcessPool:
-        raise RuntimeError("a process that read the corpus was killed, perhaps for memory: give fewer of them (execution.threads)") from None
+        raise RuntimeError(
+            "a process that read the corpus was killed, perhaps for memory: give fewer of them (execution.threads)"
+        ) from None
     except ValueError as error:
         raise ValueError(str(error)) from None  # without what the process wrote of its stack
 

@@ -29,7 +29,9 @@ def build_corpus(spec: HubCorpus, work: Workspace) -> None:
     whole = Shard("hub", spec.id, field=spec.field, rules=spec.filter or (), settings=settings)
     count = files_in(open_stream(spec.id, **settings))
     next(texts(whole), None)
-    shards = [Shard("hub", spec.id, index, index + 1, field=spec.field, rules=spec.filter or (), settings=settings) for index in range(count)]
+    shards = [
+        Shard("hub", spec.id, index, index + 1, field=spec.field, rules=spec.filter or (), settings=settings) for index in range(count)
+    ]
     (work.product / "shards.json").write_text(json.dumps([shard.as_json() for shard in shards], indent=1))
     facts = {"id": spec.id, "revision": commit, "asked": spec.revision, "files": count, "licence": spec.licence}
     (work.product / "manifest.json").write_text(json.dumps(facts, indent=1))

@@ -61,18 +61,17 @@ def index(items: Mapping[str, Sequence[Sequence[str]]], length: int) -> Index:
     return Index(words, dict(grams), hashes)
 
 
-def overlaps(text: str, known: Index) -> dict[Item, str]:
-    """The items that a text shares a run of words with, each with the first such run."""
+def overlaps(words: Sequence[str], known: Index) -> dict[Item, str]:
+    """The items that a text of these words shares a run with, each with the first such run."""
     import numpy as np
 
-    words = words_of(text)
     numbers = np.fromiter((known.words.get(word, 0) for word in words), dtype=np.uint64, count=len(words))
     found: dict[Item, str] = {}
     for size, hashes in known.hashes.items():
         if len(words) < size:
             continue
         places = np.searchsorted(hashes, rolled := rolling(numbers, size))
-        for start in np.flatnonzero(hashes[np.minimum(places, len(hashes) - 1)] == rolled):
+        for start in np.flatnonzero(hashes[np.minimum(places, len(hashes) - 1)] == rolled).tolist():
             run = tuple(words[start : start + size])
             for item in known.grams[size].get(run, ()):
                 found.setdefault(item, " ".join(run))

@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,14 +40,12 @@ class Encode:
 
     def work(self, group: Group, rank: int) -> None:
         import numpy as np
-        from tokenizers import Tokenizer
 
         if self.enough is not None and bytes_before(self.scratch, rank) >= self.enough * np.dtype(self.dtype).itemsize:
             return
 
-        encoder = Tokenizer.from_file(str(self.scratch / "tokenizer.json"))
-        encoder.encode_special_tokens = True  # EOS in a text is a word about EOS, and ends no document
-        dropped = set(np.load(self.left_out / f"{rank}.npy").tolist()) if self.left_out else set()
+        encoder = _encoder(str(self.scratch / "tokenizer.json"))
+        dropped = left_out_of(self.left_out, rank) if self.left_out else set()
         facts = {"documents": 0, "tokens": 0, "dropped": len(dropped)}
         beside = self.scratch / f".{rank}.npy"
         with beside.open("wb") as file:
@@ -58,6 +57,18 @@ class Encode:
                 facts["tokens"] += len(chunk)
         os.replace(beside, self.scratch / f"{rank}.npy")
         _write_json(self.scratch / f"{rank}.json", facts)
+
+
+def left_out_of(folder: Path, rank: int) -> set[int]:
+    """The documents of a group that a contamination report leaves out; ValueError if it has not looked through this group."""
+    import numpy as np
+
+    path = folder / f"{rank}.npy"
+    if not path.exists():
+        raise ValueError(
+            f"{folder} says nothing of piece {rank} of the corpus, for its words have fewer tokens than one each: raise sample_tokens"
+        )
+    return set(np.load(path).tolist())
 
 
 def build_tokens(
@@ -85,6 +96,7 @@ def build_tokens(
     backend.no_truncation()
     backend.no_padding()
     backend.save(str(scratch / "tokenizer.json"))
+    _encoder.cache_clear()  # another build of this process may have had another tokenizer there
     executor.run(step, groups, processes=processes, scratch=scratch, progress=work.progress)
     facts = join(scratch, len(groups), work.product / FILE, dtype=step.dtype, eos=eos, enough=enough)
     if not facts["documents"]:
@@ -196,6 +208,16 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+@lru_cache(maxsize=1)
+def _encoder(path: str) -> Any:
+    """The tokenizer of a file: once per process, for a large one takes half a second."""
+    from tokenizers import Tokenizer
+
+    encoder = Tokenizer.from_file(path)
+    encoder.encode_special_tokens = True  # EOS in a text is a word about EOS, and ends no document
+    return encoder
+
+
 def _files(manifest: dict[str, Any]) -> list[dict[str, Any]]:
     """Path, tokens and digest of each file of a token product."""
     own = {"path": FILE, "tokens": manifest["tokens"], "sha256": manifest["sha256"]}
@@ -206,7 +228,7 @@ def _last_document(tokens: np.ndarray, wanted: int, eos: int) -> int:
     """Where the document ends that holds token number `wanted`."""
     import numpy as np
 
-    ends: Sequence[int] = np.flatnonzero(tokens == eos) + 1
+    ends = np.flatnonzero(tokens == eos) + 1
     return int(ends[int(np.searchsorted(ends, wanted))])
 
 

@@ -153,7 +153,7 @@ class TrainedCheckpoint(Spec):
 
 
 class OlmoCoreCheckpoint(Spec):
-    """A checkpoint in OLMo-core's own format, identified by its contents: training goes on from it with its optimizer's state, if it has one."""
+    """A checkpoint in OLMo-core's own format, identified by its contents: training goes on from it with its optimizer's state, if any."""
 
     FOLDER = "checkpoints"
     PRODUCT = "checkpoint"

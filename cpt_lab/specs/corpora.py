@@ -47,7 +47,7 @@ class Rule(Spec):
 
     @model_validator(mode="after")
     def _tests_something(self) -> Self:
-        if self.at_least is self.at_most is self.one_of is self.matches is None:
+        if all(test is None for test in (self.at_least, self.at_most, self.one_of, self.matches)):
             raise ValueError(f"the filter of field {self.field!r} tests nothing: give at_least, at_most, one_of or matches")
         try:
             re.compile(self.matches or "")

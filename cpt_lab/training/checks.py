@@ -72,7 +72,7 @@ def peak_flops(recipe: Recipe, *, device: str) -> float:
 
     name = torch.cuda.get_device_name().lower()
     known = (rate.flops for kind, rate in DEVICES.items() if kind.lower() in name)
-    return get_world_size() * next(known, 0.0)
+    return float(get_world_size() * next(known, 0.0))
 
 
 def words(documents: Mapping[str, Sequence[int]], file: Path) -> str:

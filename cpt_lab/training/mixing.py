@@ -55,13 +55,16 @@ def mix(mixture: Mixture, sources: Sequence[Path], path: Path, *, tokenizer: Pat
         check_budget(part, manifest["tokens"])
     arrays = [read_tokens(source, tokenizer=tokenizer) for source in sources]
     found = layout(mixture, arrays, manifests[0]["eos"])
+    dtype = max(
+        (manifest["dtype"] for manifest in manifests), key=lambda name: int(name.removeprefix("uint"))
+    )  # ready-made files may differ
     beside = path.with_suffix(".part")
     with beside.open("wb") as file:
         for source, (start, stop) in zip(found.source, found.bounds, strict=True):
-            file.write(arrays[source][start:stop].tobytes())
+            file.write(arrays[source][start:stop].astype(dtype, copy=False).tobytes())
     os.replace(beside, path)
     eos, epochs = manifests[0]["eos"], epochs_of(mixture, manifests)
-    mixed = Mixed(path, manifests[0]["dtype"], mixture.tokens, manifests[0]["vocab_size"], eos, epochs)
+    mixed = Mixed(path, dtype, mixture.tokens, manifests[0]["vocab_size"], eos, epochs)
     facts = {**asdict(mixed), "path": path.name, "bytes": path.stat().st_size, "mixture": digest(mixture)}
     write_atomically(path.with_suffix(".json"), json.dumps(facts))
     return mixed
@@ -101,7 +104,9 @@ def documents_up_to(budget: int, bounds: np.ndarray, generator: np.random.Genera
     import numpy as np
 
     if not len(bounds):
-        raise ValueError("a token file of the mixture holds no whole document: see that documents end with the tokenizer's end-of-text token")
+        raise ValueError(
+            "a token file of the mixture holds no whole document: see that documents end with the tokenizer's end-of-text token"
+        )
     taken, left = [bounds[:0]], budget
     while left:
         epoch = bounds[generator.permutation(len(bounds))]

@@ -57,8 +57,8 @@ def check(batch_sequences: int, size: int) -> None:
         divisors = [number for number in range(1, batch_sequences + 1) if batch_sequences % number == 0]
         near = max(number for number in divisors if number <= size)
         raise ValueError(
-            f"a batch of {batch_sequences} sequences cannot be shared evenly by {size} ranks: use {near}, or another number that divides it "
-            "(GPUs x nodes of the site's stage, or execution.ranks)"
+            f"a batch of {batch_sequences} sequences cannot be shared evenly by {size} ranks: use {near}, or another number that divides "
+            "it (GPUs x nodes of the site's stage, or execution.ranks)"
         )
 
 

@@ -69,7 +69,7 @@ def train(spec: TrainedCheckpoint, work: Workspace, *, inputs: Inputs, how: Exec
         if team.size == 1:
             train_here(spec, work, inputs=inputs, how=how)
         else:
-            told = {"spec": spec.model_dump(mode="json"), "how": how.model_dump(mode="json"), "inputs": inputs.dumped()}
+            told: dict[str, Any] = {"spec": spec.model_dump(mode="json"), "how": how.model_dump(mode="json"), "inputs": inputs.dumped()}
             told |= {"folder": str(work.folder), "product": str(work.product)}
             ranks.run(told, work.scratch, team, device=how.on_device(), threads=how.threads)
     except (RuntimeError, MemoryError) as error:

@@ -32,7 +32,9 @@ def save_checkpoint(model: Transformer, shape: ModelShape, *, tokenizer: Path, f
 
     from cpt_lab.training import engine
 
-    plain = engine.model_config(shape, seed=0).build(init_device="meta")  # what trains may be wrapped, which OLMo-core does not look through
+    plain = engine.model_config(shape, seed=0).build(
+        init_device="meta"
+    )  # what trains may be wrapped, which OLMo-core does not look through
     save_hf_model(folder, model.state_dict(), plain, AutoTokenizer.from_pretrained(tokenizer), save_overwrite=True)
     if get_rank() == 0:
         for file in tokenizer.iterdir():
@@ -91,7 +93,9 @@ def adopt_olmo_core(spec: OlmoCoreCheckpoint, work: Workspace, *, tokenizer: Pat
 
     folder, contents = olmo_core_folder(Path(spec.path))
     if contents != spec.contents_digest:
-        raise ValueError(f"the checkpoint in {spec.path} changed since the study was planned: run the command again to plan with the new one")
+        raise ValueError(
+            f"the checkpoint in {spec.path} changed since the study was planned: run the command again to plan with the new one"
+        )
     model = engine.model_config(spec.shape, seed=0).build(init_device="cpu")
     load_olmo_core_weights(model, folder, name=spec.shape.name)
     save_checkpoint(model, spec.shape, tokenizer=tokenizer, folder=work.product)
