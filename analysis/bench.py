@@ -17,7 +17,16 @@ import time
 from pathlib import Path
 from typing import Any
 
-from analysis import bench_checkpoints, bench_evaluation, bench_figures, bench_interventions, bench_launch, bench_spectra, bench_worker
+from analysis import (
+    bench_checkpoints,
+    bench_data,
+    bench_evaluation,
+    bench_figures,
+    bench_interventions,
+    bench_launch,
+    bench_spectra,
+    bench_worker,
+)
 from cpt_lab import study
 from cpt_lab.build import Workshop, ensure
 from cpt_lab.evaluation.tasks import local_name
@@ -53,6 +62,7 @@ def main() -> None:
     bench_evaluation.main()
     bench_interventions.main()
     bench_checkpoints.main()
+    bench_data.main()
     bench_spectra.main()
     bench_worker.main()
     bench_launch.main()

@@ -22,6 +22,7 @@ from cpt_lab.store import State, Store, Workspace
 
 if TYPE_CHECKING:
     from cpt_lab.evaluation.warm import WarmEvaluator
+    from cpt_lab.training import run
 
 POLL_SECONDS = 0.2
 MOST_HALVINGS = 6  # of the batches, when memory runs out
@@ -50,6 +51,7 @@ class Workshop:
     store: Store
     how: Execution
     code: str = ""
+    wanted: Sequence[Spec] = ()  # of the launch: a run keeps the weights on its way that are among these
     evaluator: WarmEvaluator | None = field(default=None, repr=False)
 
     def product(self, spec: Spec) -> Path:
@@ -134,6 +136,9 @@ def _build_recorded(workshop: Workshop, spec: Spec, lease: Lease) -> None:
             with suppress(OSError):
                 store.mark(spec, State.LOST, _first_line(error))
             raise
+        if isinstance(error, failures.ProcessLost):
+            store.mark(spec, State.LOST, _first_line(error))
+            raise
         if failures.is_broken_context(error):
             store.mark(spec, State.LOST, _first_line(error))
             raise Unfit(_first_line(error)) from error
@@ -182,10 +187,16 @@ def _builtin_corpus(_: Workshop, spec: specs.BuiltinCorpus, work: Workspace) -> 
     builtin.build_corpus(spec, work)
 
 
-def _files_corpus(_: Workshop, spec: specs.FilesCorpus, work: Workspace) -> None:
+def _files_corpus(workshop: Workshop, spec: specs.FilesCorpus, work: Workspace) -> None:
     from cpt_lab.data import files
 
-    files.build_corpus(spec, work)
+    files.build_corpus(spec, work, processes=workshop.how.threads)
+
+
+def _token_files_corpus(_: Workshop, spec: specs.TokenFilesCorpus, work: Workspace) -> None:
+    from cpt_lab.data import token_files
+
+    token_files.build_corpus(spec, work)
 
 
 def _hub_corpus(_: Workshop, spec: specs.HubCorpus, work: Workspace) -> None:
@@ -207,9 +218,22 @@ def _hub_tokenizer(_: Workshop, spec: specs.HubTokenizer, work: Workspace) -> No
 
 
 def _tokens(workshop: Workshop, spec: specs.Tokens, work: Workspace) -> None:
-    from cpt_lab.data import tokens
+    from cpt_lab.data import token_files, tokens
 
-    tokens.build_tokens(spec, workshop.product(spec.corpus), workshop.product(spec.tokenizer), work)
+    corpus, tokenizer = workshop.product(spec.corpus), workshop.product(spec.tokenizer)
+    if isinstance(spec.corpus, specs.TokenFilesCorpus):
+        token_files.adopt(spec, corpus, tokenizer, work)
+        return
+    report = None if spec.contamination is None else workshop.product(spec.contamination)
+    tokens.build_tokens(spec, corpus, tokenizer, work, contamination=report, processes=workshop.how.threads)
+
+
+def _contamination(workshop: Workshop, spec: specs.Contamination, work: Workspace) -> None:
+    from cpt_lab.data import contamination
+    from cpt_lab.evaluation.item_texts import item_texts
+
+    items = item_texts(spec.protocol, workshop.product(spec.protocol))
+    contamination.build_report(spec, workshop.product(spec.corpus), items, work, processes=workshop.how.threads)
 
 
 def _hub_checkpoint(_: Workshop, spec: specs.HubCheckpoint, work: Workspace) -> None:
@@ -224,12 +248,48 @@ def _folder_checkpoint(_: Workshop, spec: specs.FolderCheckpoint, work: Workspac
     checkpoints.adopt_folder(spec, work)
 
 
+def _olmo_core_checkpoint(workshop: Workshop, spec: specs.OlmoCoreCheckpoint, work: Workspace) -> None:
+    from cpt_lab.training import saving
+
+    saving.adopt_olmo_core(spec, work, tokenizer=workshop.product(spec.tokenizer))
+
+
 def _trained_checkpoint(workshop: Workshop, spec: specs.TrainedCheckpoint, work: Workspace) -> None:
     from cpt_lab.training import run
 
-    tokens = [workshop.product(specs.Tokens(corpus=part.corpus, tokenizer=spec.tokenizer)) for part in spec.mixture.parts]
-    start = workshop.product(spec.start) if spec.start is not None else None
-    run.train(spec, work, tokens=tokens, tokenizer=workshop.product(spec.tokenizer), start=start, how=workshop.how)
+    keep = tuple(sorted(other.tokens for other in workshop.wanted if isinstance(other, specs.Intermediate) and key(other.of) == key(spec)))
+    run.train(spec, work, inputs=_training_inputs(workshop, spec, keep=keep), how=workshop.how)
+
+
+def _intermediate(workshop: Workshop, spec: specs.Intermediate, work: Workspace) -> None:
+    from cpt_lab.training import run, saving
+
+    if saving.adopt_intermediate(spec, work, workshop.product(spec.of)):
+        return
+    logging.getLogger(__name__).warning("%s did not keep its weights after %s tokens: trained again up to there", key(spec.of), spec.tokens)
+    inputs = _training_inputs(workshop, spec.of, keep=(spec.tokens,), until=spec.tokens)
+    run.train(spec.of, work, inputs=inputs, how=workshop.how)
+    saving.take_intermediate(spec, work)
+
+
+def _training_inputs(workshop: Workshop, spec: specs.TrainedCheckpoint, *, keep: tuple[int, ...], until: int | None = None) -> run.Inputs:
+    from cpt_lab.training import run
+
+    corpora = {part.corpus.name: part.corpus for part in spec.mixture.parts}
+    return run.Inputs(
+        tokens=tuple(workshop.product(tokens) for tokens in spec.mixture.token_files(spec.tokenizer)),
+        tokenizer=workshop.product(spec.tokenizer),
+        start=workshop.product(spec.start) if spec.start is not None else None,
+        held_out={name: workshop.product(corpus) for name, corpus in corpora.items() if workshop.store.is_done(corpus)},
+        keep=keep,
+        until=until,
+    )
+
+
+def _spectral_warmup(workshop: Workshop, spec: specs.SpectralWarmup, work: Workspace) -> None:
+    from cpt_lab.lifecycle import spectral_warmup
+
+    spectral_warmup.build_warmup(spec, workshop.product(spec.reference), work)
 
 
 def _spectral_part(workshop: Workshop, spec: specs.SpectralPart, work: Workspace) -> None:
@@ -318,12 +378,17 @@ BUILDERS: dict[type[Spec], Callable[[Workshop, Any, Workspace], None]] = {
     specs.BuiltinCorpus: _builtin_corpus,
     specs.FilesCorpus: _files_corpus,
     specs.HubCorpus: _hub_corpus,
+    specs.TokenFilesCorpus: _token_files_corpus,
     specs.BpeTokenizer: _bpe_tokenizer,
     specs.HubTokenizer: _hub_tokenizer,
     specs.Tokens: _tokens,
+    specs.Contamination: _contamination,
     specs.HubCheckpoint: _hub_checkpoint,
     specs.FolderCheckpoint: _folder_checkpoint,
+    specs.OlmoCoreCheckpoint: _olmo_core_checkpoint,
     specs.TrainedCheckpoint: _trained_checkpoint,
+    specs.Intermediate: _intermediate,
+    specs.SpectralWarmup: _spectral_warmup,
     specs.SpectralPart: _spectral_part,
     specs.SpectralColumns: _spectral_columns,
     specs.Spectra: _spectra,

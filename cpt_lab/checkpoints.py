@@ -30,6 +30,19 @@ def in_folder(folder: Path) -> FolderCheckpoint:
     return FolderCheckpoint(path=str(place), weights_digest=digest, shape=shape)
 
 
+def olmo_core_folder(folder: Path) -> tuple[Path, str]:
+    """The whole path of a checkpoint in OLMo-core's format and the digest of its contents; ValueError if it is none."""
+    from cpt_lab.weights import files_digest
+
+    place = folder.expanduser().absolute()
+    tensors = place / "model_and_optim" if (place / "model_and_optim").is_dir() else place
+    if not (tensors / ".metadata").is_file():
+        steps = sorted(path.name for path in place.glob("step*") if path.is_dir())
+        advice = f"give one of its checkpoints, like {place / steps[-1]}" if steps else "give the folder of a step that its trainer saved"
+        raise ValueError(f"{place} is no checkpoint of OLMo-core (there is no .metadata): {advice}")
+    return place, files_digest(sorted(path for path in tensors.iterdir() if path.is_file()))
+
+
 def on_hub(name: str, revision: str) -> HubCheckpoint:
     """The spec of a model of the hub, whose config.json is downloaded; ValueError if there is none or it cannot be reached."""
     from cpt_lab.architecture import shape_from_config

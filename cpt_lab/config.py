@@ -4,16 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from omegaconf import MISSING
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
 from cpt_lab import specs
 from cpt_lab.execution import Execution
 from cpt_lab.names import unknown
 from cpt_lab.site import Site
 from cpt_lab.tracking_settings import Tracking
+
+TOKEN_UNITS = {"K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
+
+
+def _in_letters(tokens: Any) -> Any:
+    """`5B` as 5,000,000,000; what is no such word is left to pydantic."""
+    if not isinstance(tokens, str) or tokens[-1:].upper() not in TOKEN_UNITS:
+        return tokens
+    try:
+        return round(float(tokens[:-1]) * TOKEN_UNITS[tokens[-1].upper()])
+    except ValueError:
+        return tokens
+
+
+Tokens = Annotated[int, BeforeValidator(_in_letters), Field(gt=0)]
 
 
 class _Model(BaseModel):
@@ -22,6 +37,7 @@ class _Model(BaseModel):
 
 TargetName = Literal[
     "train",
+    "contamination",
     "spectra",
     "fingerprint",
     "rank",
@@ -58,13 +74,15 @@ class MixtureConfig(_Model):
     name: str
     seed: int = Field(default=0, ge=0)
     parts: tuple[PartConfig, ...]
+    clean_of: ProtocolConfig | None = None  # documents that overlap its items are left out: +protocol@mixture.clean_of=NAME
 
 
 class SourceConfig(_Model):
     """Where a checkpoint comes from."""
 
-    origin: Literal["pretrain", "hub", "folder", "cpt"] = Field(alias="from")
+    origin: Literal["pretrain", "hub", "folder", "olmo_core", "cpt"] = Field(alias="from")
     path: str | None = None
+    at: Tokens | None = None  # of a run that is trained here: its weights after so many tokens, not its last
     id: str | None = None
     revision: str | None = None
     model: ModelConfig | None = None  # of `hub`, where it is not the study's
@@ -72,9 +90,19 @@ class SourceConfig(_Model):
     seed: int | None = Field(default=None, ge=0)  # of `pretrain`: the same training from another start, to compare bases with
 
 
+class SpectralWarmupConfig(_Model):
+    """Pre-training from random matrices with the spectra of a trained model, in place of random ones (L F)."""
+
+    reference: str
+    scale: float = Field(gt=0)
+    seed: int = Field(ge=0)
+
+
 class PretrainConfig(_Model):
     mixture: MixtureConfig
     training: specs.Recipe
+    start: Literal["random", "spectral_warmup"]
+    spectral_warmup: SpectralWarmupConfig
 
 
 class ProtocolConfig(_Model):
@@ -112,6 +140,21 @@ class RotationsConfig(_Model):
     layers: tuple[int, ...] | None
     corner: int = Field(gt=0)
     blocks: int = Field(gt=0)
+
+
+class WatchConfig(_Model):
+    """Spectra while the study's models train."""
+
+    every: int | None = Field(gt=0)
+    measures: str | tuple[str, ...]
+    heads: bool
+
+
+class ContaminationConfig(_Model):
+    """Which corpus is looked through for the protocol's items; of target=contamination."""
+
+    corpus: str | None
+    words: int = Field(ge=8)
 
 
 class FingerprintConfig(_Model):
@@ -178,7 +221,16 @@ class ExecutionConfig(_Model):
     mode: Literal["fast", "reference"]
     eval_batch: int | Literal["auto"]
     allow_code_execution: bool
+    compile: bool
+    activation_checkpointing: Literal["none", "half", "full"]
+    fused_loss: Literal["auto", "on", "off"]
+    ranks: int | None = Field(ge=1)
+    validations: int = Field(ge=0)
+    keep_every: Tokens | None
+    keep_at: tuple[Tokens, ...]
+    keep_states: int = Field(ge=1)
     checkpoint_minutes: float
+    spectra_share: float = Field(gt=0, lt=1)
     point_minutes: float | None
 
 
@@ -202,9 +254,11 @@ class Config(_Model):
     then: dict[str, dict[str, Any]] = {}
     criterion: CriterionConfig
     spectra: SpectraConfig
+    watch: WatchConfig
     fingerprint: FingerprintConfig
     rotations: RotationsConfig
     internals: InternalsConfig
+    contamination: ContaminationConfig
     other_criterion: CriterionConfig | None = None
     protocol: ProtocolConfig
     tracking: Tracking

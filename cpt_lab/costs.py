@@ -15,6 +15,7 @@ from cpt_lab.study import Point
 BIG_MODEL = 500_000_000  # weights; above this a CPU is no place to work, and whoever plans here will run elsewhere
 LEAST_HOURS = 0.01  # that are worth a line
 LEAST_BYTES = 50_000_000
+MOST_TRAININGS = 12  # that are told one by one
 
 
 def device(site: Site, where: str, points: Sequence[Point]) -> str:
@@ -41,12 +42,32 @@ def check_budget(todo: Plan, gpu_hours: float | None) -> None:
 
 def lines(todo: Plan, workers: int) -> list[str]:
     """Packs, cost, time with so many workers at a time, and disk, each if there is something to say."""
-    found = [_packs(todo)] if todo.packs else []
+    found = trainings(todo)
+    found += [_packs(todo)] if todo.packs else []
     if todo.hours >= LEAST_HOURS:
         found += [_cost(todo), f"time: about {_hours(todo.wall_hours(workers))} with {workers} at a time, once they run"]
     if todo.written >= LEAST_BYTES:
         found.append(f"disk: about {todo.written / 1e9:,.1f} GB will be written")
     return found
+
+
+def trainings(todo: Plan) -> list[str]:
+    """Of each training run that is to do: tokens of every source with epochs, where its size is known, steps, and hours."""
+    kind = "core hours" if todo.rates.device.name == CPU else "GPU hours"
+    found = []
+    for step in todo.steps:
+        if isinstance(step.spec, specs.TrainedCheckpoint):
+            recipe, sources = step.spec.recipe, ", ".join(map(_source, step.spec.mixture.parts))
+            steps = f"{step.spec.mixture.tokens // recipe.batch_tokens:,} steps of {recipe.batch_tokens:,} tokens"
+            found.append(f"{step.key}: {sources}; {steps}; about {step.seconds / 3600:,.2f} {kind}")
+    return found[:MOST_TRAININGS] + ([f"and {len(found) - MOST_TRAININGS} training runs more"] if len(found) > MOST_TRAININGS else [])
+
+
+def _source(part: specs.Part) -> str:
+    """`dolmino_math 16,000,000,000 tokens (1.50 epochs)`; what is left out of a sample for its overlap makes for a little more."""
+    size = getattr(part.corpus, "usable_tokens", None)
+    epochs = f" ({part.tokens / size:.2f} epochs)" if size else ""
+    return f"{part.corpus.name} {part.tokens:,} tokens{epochs}"
 
 
 def _packs(todo: Plan) -> str:

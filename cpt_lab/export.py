@@ -34,7 +34,10 @@ def only(points: Sequence[Point], overrides: Sequence[Sequence[str]]) -> Point:
 def weights_of(spec: Spec) -> Checkpoint | Patched:
     """The weights that a point is about: those that it scores, or its own; ValueError if it has none."""
     spec = spec.checkpoint if isinstance(spec, specs.Evaluation) else spec
-    if isinstance(spec, specs.HubCheckpoint | specs.FolderCheckpoint | specs.TrainedCheckpoint | Patched):
+    if isinstance(
+        spec,
+        specs.HubCheckpoint | specs.FolderCheckpoint | specs.TrainedCheckpoint | specs.OlmoCoreCheckpoint | specs.Intermediate | Patched,
+    ):
         return spec
     raise ValueError(f"a {spec.PRODUCT} has no weights to write: materialize takes target=evaluate, materialize and train")
 

@@ -11,6 +11,10 @@ BROKEN_CONTEXT = ("cuda error", "device-side assert", "cublas_status_execution_f
 NOT_WRITABLE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE})
 
 
+class ProcessLost(RuntimeError):
+    """One of several processes that work as one died: killed, or with its node. Nothing is wrong with what they did."""
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether memory was short: a GPU has an error of its own (a RuntimeError), a CPU only words."""
     return isinstance(error, MemoryError) or _says(error, SHORT_OF_MEMORY)

@@ -101,6 +101,7 @@ class Crew:
 
     def __init__(self, told: Launch, workers: int) -> None:
         self._told = told
+        self._workers = workers
         self._deaths_left = told.max_attempts * len(told.orders)
         self._processes = {index: self._start(index) for index in range(workers)}
 
@@ -139,7 +140,7 @@ class Crew:
     def _start(self, index: int) -> subprocess.Popen[bytes]:
         folder = self._told.folder
         command = [sys.executable, "-m", "cpt_lab.worker", str(folder), "--pack", str(index)]
-        place = {**environment(self._told), **_gpu_of(index)}
+        place = {**environment(self._told), **_gpus_of(index, self._workers)}
         with self._log(index).open("ab") as log:
             # a session of its own: Ctrl-C reaches this process alone, which then asks the workers to stop
             return subprocess.Popen(command, cwd=folder / "code", env=place, stdout=log, stderr=log, start_new_session=True)
@@ -193,8 +194,9 @@ def _gpus() -> int:
     return len(listed.stdout.splitlines()) if listed.returncode == 0 else 0
 
 
-def _gpu_of(index: int) -> dict[str, str]:
-    """Workers take the GPUs in turn."""
+def _gpus_of(index: int, workers: int) -> dict[str, str]:
+    """Workers share the GPUs: each has one, or several where there are fewer workers, as a training run over all of them needs."""
     given = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
     known = given or [str(number) for number in range(_gpus())]
-    return {"CUDA_VISIBLE_DEVICES": known[index % len(known)]} if known else {}
+    mine = known[index::workers] or known[index % len(known) :][:1] if known else []
+    return {"CUDA_VISIBLE_DEVICES": ",".join(mine)} if mine else {}

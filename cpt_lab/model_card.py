@@ -16,11 +16,14 @@ from cpt_lab.specs import (
     FolderCheckpoint,
     HubCheckpoint,
     HubCorpus,
+    Intermediate,
     Intervention,
+    OlmoCoreCheckpoint,
     Patched,
     Ranking,
     Recipe,
     Spec,
+    SpectralWarmup,
     TrainedCheckpoint,
     closure,
     key,
@@ -54,8 +57,16 @@ def words(spec: Checkpoint) -> str:
         return f"{spec.id} at revision {spec.revision}"
     if isinstance(spec, FolderCheckpoint):
         return f"a folder whose weights have the SHA-256 {spec.weights_digest}"
+    if isinstance(spec, OlmoCoreCheckpoint):
+        return f"a checkpoint of OLMo-core whose contents have the SHA-256 {spec.contents_digest}"
+    if isinstance(spec, Intermediate):
+        return f"`{key(spec.of)}` after {spec.tokens:,} of its tokens"
+    if isinstance(spec, SpectralWarmup):
+        return f"random matrices with {spec.scale:g} x the singular values of `{key(spec.reference)}` (seed {spec.seed})"
     parts = " and ".join(f"{part.tokens:,} tokens of {part.corpus.name}" for part in spec.mixture.parts)
     begun = "pre-trained from scratch" if spec.start is None else f"`{key(spec.start)}` after continual pre-training"
+    if isinstance(spec.start, SpectralWarmup):
+        begun = f"pre-trained from `{key(spec.start)}`"
     return f"{begun} on {parts} ({_recipe(spec.recipe)})"
 
 
@@ -140,7 +151,7 @@ def _identified(spec: Spec, store: Store) -> str:
     if isinstance(spec, HubCheckpoint):
         commit = read_json(store.product(spec) / "commit.json").get("commit") if store.is_done(spec) else None
         return words(spec) + (f", commit {commit}" if commit else "")
-    if isinstance(spec, FolderCheckpoint | TrainedCheckpoint):
+    if isinstance(spec, FolderCheckpoint | TrainedCheckpoint | OlmoCoreCheckpoint | Intermediate | SpectralWarmup):
         return words(spec)
     if isinstance(spec, HubCorpus):
         return f"data set {spec.id} at revision {spec.revision}" + (f", configuration {spec.config}" if spec.config else "")

@@ -26,13 +26,18 @@ STAGE_OF: dict[type[Spec], str] = {
     specs.BuiltinCorpus: "data",
     specs.FilesCorpus: "data",
     specs.HubCorpus: "data",
+    specs.TokenFilesCorpus: "data",
     specs.BpeTokenizer: "data",
     specs.HubTokenizer: "data",
     specs.Tokens: "data",
+    specs.Contamination: "data",
     specs.Protocol: "data",
     specs.HubCheckpoint: "data",
     specs.FolderCheckpoint: "data",
+    specs.OlmoCoreCheckpoint: "data",
     specs.TrainedCheckpoint: "cpt",
+    specs.Intermediate: "cpt",
+    specs.SpectralWarmup: "cpt",
     specs.SpectralPart: "spectra",
     specs.SpectralColumns: "tables",
     specs.Spectra: "tables",
@@ -155,7 +160,8 @@ def make(
 
 def stage_of(spec: Spec) -> str:
     """The stage that builds a spec; what CPT starts from is trained in a stage before it."""
-    return "pretrain" if isinstance(spec, specs.TrainedCheckpoint) and spec.start is None else STAGE_OF[type(spec)]
+    run = spec.of if isinstance(spec, specs.Intermediate) else spec
+    return "pretrain" if isinstance(run, specs.TrainedCheckpoint) and run.start is None else STAGE_OF[type(run)]
 
 
 def probes(wanted: Sequence[Spec]) -> list[Spec]:

@@ -107,14 +107,15 @@ def _corpus(config: Config, name: str) -> specs.Corpus:
     if name not in config.corpora:
         raise KeyError(f"{unknown('corpus', name, config.corpora)}; add one with +corpus@corpora.{name}=FILE")
     data = config.corpora[name]
-    kinds: dict[str, type[specs.BuiltinCorpus | specs.FilesCorpus | specs.HubCorpus]] = {
+    kinds: dict[str, type[specs.BuiltinCorpus | specs.FilesCorpus | specs.HubCorpus | specs.TokenFilesCorpus]] = {
         "builtin_corpus": specs.BuiltinCorpus,
         "files_corpus": specs.FilesCorpus,
         "hub_corpus": specs.HubCorpus,
+        "token_files_corpus": specs.TokenFilesCorpus,
     }
     if data.get("kind") not in kinds:
         raise ValueError(f"corpus {name}: unknown kind {data.get('kind')!r}; there are {', '.join(kinds)}")
-    if data["kind"] == "files_corpus" and "files_digest" not in data:
+    if data["kind"] in ("files_corpus", "token_files_corpus") and "files_digest" not in data:
         from cpt_lab.data.files import files_digest
 
         data = {**data, "files_digest": files_digest(data.get("files", ()))}
@@ -125,14 +126,28 @@ def _mixture(config: Config, mixture: MixtureConfig) -> specs.Mixture:
     parts = []
     for part in mixture.parts:
         corpus = _corpus(config, part.corpus)
-        available = getattr(corpus, "available_tokens", None)
+        available = getattr(corpus, "usable_tokens", None)
         if available is not None and part.tokens > available and not part.oversample:
             raise ValueError(
                 f"mixture {mixture.name} asks for {part.tokens:,} tokens of {part.corpus}, which has {available:,}: "
                 "lower tokens or set oversample: true to repeat it"
             )
         parts.append(specs.Part(corpus=corpus, tokens=part.tokens, oversample=part.oversample))
-    return specs.Mixture(name=mixture.name, parts=tuple(parts), seed=mixture.seed)
+    clean_of = None if mixture.clean_of is None else _protocol(config, mixture.clean_of)
+    return specs.Mixture(name=mixture.name, parts=tuple(parts), seed=mixture.seed, clean_of=clean_of)
+
+
+def _contamination(config: Config) -> specs.Contamination:
+    asked = config.contamination
+    if asked.corpus is None:
+        raise ValueError(
+            f"target=contamination looks through one corpus: contamination.corpus=NAME, of {', '.join(sorted(config.corpora))}"
+        )
+    return validated(
+        specs.Contamination,
+        {"corpus": _corpus(config, asked.corpus), "protocol": _protocol(config, config.protocol), "words": asked.words},
+        "contamination",
+    )
 
 
 def _tokenizer(config: Config) -> specs.Tokenizer:
@@ -149,15 +164,27 @@ def _shape(model: ModelConfig, place: str = "model") -> specs.ModelShape:
 
 def _checkpoint(config: Config, part: str) -> specs.Checkpoint:
     place, source = _source(config, part)
+    made = _whole(config, part, place, source)
+    if source.at is None:
+        return made
+    if not isinstance(made, specs.TrainedCheckpoint):
+        raise ValueError(f"{place}.at={source.at} is for what is trained here, and {place}.from is {source.origin}: remove it")
+    batch = made.recipe.batch_tokens
+    return specs.Intermediate(of=made, tokens=max(1, round(source.at / batch)) * batch)
+
+
+def _whole(config: Config, part: str, place: str, source: SourceConfig) -> specs.Checkpoint:
     match source.origin:
         case "folder":
             return _folder(place, source.path)
+        case "olmo_core":
+            return _olmo_core(config, place, source.path)
         case "hub":
             return _hub(config, place, source)
         case "pretrain":
             recipe = config.pretrain.training
             recipe = recipe if source.seed is None else recipe.but(seed=source.seed)
-            return _trained(config, config.pretrain.mixture, recipe, start=None)
+            return _trained(config, config.pretrain.mixture, recipe, start=_warmup(config))
         case "cpt":
             if part == "base":
                 raise ValueError("base.from=cpt: the base is what CPT starts from; choose pretrain, hub or folder")
@@ -189,7 +216,27 @@ def _hub(config: Config, place: str, source: SourceConfig) -> specs.HubCheckpoin
 
 def _trained(config: Config, mixture: MixtureConfig, recipe: specs.Recipe, *, start: specs.Checkpoint | None) -> specs.TrainedCheckpoint:
     shape = start.shape if start is not None else _shape(config.model)
-    return specs.TrainedCheckpoint(shape=shape, start=start, tokenizer=_tokenizer(config), mixture=_mixture(config, mixture), recipe=recipe)
+    parts = {"tokenizer": _tokenizer(config), "mixture": _mixture(config, mixture), "recipe": recipe}
+    return specs.TrainedCheckpoint(shape=shape, start=start, **parts, watch=_watch(config))
+
+
+def _watch(config: Config) -> specs.Watch | None:
+    from cpt_lab.spectra.choice import chosen
+
+    asked = config.watch
+    if asked.every is None:
+        return None
+    given = {"every": asked.every, "measures": chosen(asked.measures, pair=False), "heads": asked.heads}
+    return validated(specs.Watch, given, "watch")
+
+
+def _warmup(config: Config) -> specs.SpectralWarmup | None:
+    """What pre-training starts from if it is not chance alone; the reference itself has no such start."""
+    if config.pretrain.start == "random":
+        return None
+    asked = config.pretrain.spectral_warmup
+    plain = config.model_copy(update={"pretrain": config.pretrain.model_copy(update={"start": "random"})})
+    return specs.SpectralWarmup(reference=_checkpoint(plain, asked.reference), scale=asked.scale, seed=asked.seed)
 
 
 def _folder(part: str, path: str | None) -> specs.FolderCheckpoint:
@@ -198,6 +245,15 @@ def _folder(part: str, path: str | None) -> specs.FolderCheckpoint:
     from cpt_lab import checkpoints
 
     return checkpoints.in_folder(Path(path))
+
+
+def _olmo_core(config: Config, place: str, path: str | None) -> specs.OlmoCoreCheckpoint:
+    if not path:
+        raise ValueError(f"{place}.from=olmo_core needs a checkpoint's folder as OLMo-core writes it: {place}.path=FOLDER/step1000")
+    from cpt_lab.checkpoints import olmo_core_folder
+
+    folder, contents = olmo_core_folder(Path(path))
+    return specs.OlmoCoreCheckpoint(path=str(folder), contents_digest=contents, shape=_shape(config.model), tokenizer=_tokenizer(config))
 
 
 def _ranked(config: Config, criterion: CriterionConfig) -> specs.Ranking:
@@ -357,6 +413,7 @@ def _harness_version() -> str:
 
 _TARGETS: dict[str, Callable[[Config], specs.Spec]] = {
     "train": lambda config: _checkpoint(config, "tuned"),
+    "contamination": _contamination,
     "spectra": _spectra,
     "fingerprint": _fingerprint,
     "rank": lambda config: _ranked(config, config.criterion),

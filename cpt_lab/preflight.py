@@ -60,10 +60,10 @@ def check_budgets(todo: Plan, store: Store, how: Execution) -> None:
     from cpt_lab.data.tokens import check_budget
 
     parts = [
-        (part, specs.Tokens(corpus=part.corpus, tokenizer=step.spec.tokenizer))
+        (part, tokens)
         for step in todo.steps
         if isinstance(step.spec, specs.TrainedCheckpoint)
-        for part in step.spec.mixture.parts
+        for part, tokens in zip(step.spec.mixture.parts, step.spec.mixture.token_files(step.spec.tokenizer), strict=True)
         if not isinstance(part.corpus, specs.HubCorpus)
     ]
     local.build_here(store, [tokens for _, tokens in parts], how)
@@ -92,8 +92,15 @@ def warnings(todo: Plan, store: Store) -> list[str]:
     wanted: dict[tuple[str, ...], specs.Spec] = {}  # by the checkpoints that they combine: the points of a sweep have the same
     for spec in (*(point.spec for point in todo.points), *(step.spec for step in todo.steps)):
         wanted.setdefault(tuple(map(specs.key, vocabularies.compared(spec).values())), spec)
-    found = (vocabularies.warnings(spec, lambda checkpoint: _tokenizer(checkpoint, store)) for spec in wanted.values())
-    return list(dict.fromkeys(sentence for sentences in found for sentence in sentences))
+    found = [vocabularies.warnings(spec, lambda checkpoint: _tokenizer(checkpoint, store)) for spec in wanted.values()]
+    return list(dict.fromkeys(sentence for sentences in (*found, _not_kept(todo, store)) for sentence in sentences))
+
+
+def _not_kept(todo: Plan, store: Store) -> list[str]:
+    """Of weights on the way of finished runs that were not asked to keep them: what they will cost."""
+    asked = [step.spec for step in todo.steps if isinstance(step.spec, specs.Intermediate) and store.is_done(step.spec.of)]
+    lost = [spec for spec in asked if not (store.product(spec.of) / "intermediates" / str(spec.tokens)).is_dir()]
+    return [f"{specs.key(spec.of)} did not keep its weights after {spec.tokens:,} tokens: it is trained again up to there" for spec in lost]
 
 
 def is_cached(spec: specs.HubCheckpoint | specs.HubTokenizer | specs.HubCorpus) -> bool:
@@ -146,8 +153,10 @@ def _tokenizer(spec: specs.Checkpoint | specs.Tokenizer, store: Store) -> Path |
             return Path(spec.path)
         case specs.HubCheckpoint() | specs.HubTokenizer():
             return _cached_folder(spec)
-        case specs.TrainedCheckpoint():
+        case specs.TrainedCheckpoint() | specs.OlmoCoreCheckpoint():
             return _tokenizer(spec.tokenizer, store)
+        case specs.Intermediate():
+            return _tokenizer(spec.of.tokenizer, store)
         case _:
             return None
 

@@ -18,7 +18,8 @@ from cpt_lab.store import Store, read_json
 TRAIN_FLOPS_PER_WEIGHT_AND_TOKEN = 6.0  # forward and backward
 READ_FLOPS_PER_WEIGHT_AND_TOKEN = 2.0
 ROWS = 64  # answers that are written side by side: every step of them reads the weights once
-KEPT_BYTES_PER_WEIGHT = {"fp32": 4, "bf16": 2, "float32": 4, "bfloat16": 2}
+KEPT_BYTES_PER_WEIGHT = {"float32": 4, "bfloat16": 2}
+TRAINED_BYTES_PER_WEIGHT = 4  # what is trained here is kept in float32: changes of continual pre-training are below what bf16 tells apart
 LOOKED_AT = 200  # results of each kind whose times are read, the newest
 # The folders of the store that are looked at.
 TIMED = ("evaluations", "checkpoints", "spectral_parts", "spectral_columns", "materialized", "rankings", "tokens", "protocols")
@@ -138,7 +139,11 @@ def written(spec: Spec) -> int:
     match spec:
         case specs.TrainedCheckpoint():
             states = 3 * 4  # weights and two moments in float32: what a run resumes from, until it is done
-            return spec.shape.parameters * (KEPT_BYTES_PER_WEIGHT[spec.recipe.precision] + states)
+            return spec.shape.parameters * (TRAINED_BYTES_PER_WEIGHT + states)
+        case specs.Intermediate():
+            return spec.shape.parameters * TRAINED_BYTES_PER_WEIGHT  # kept by its run
+        case specs.OlmoCoreCheckpoint():
+            return spec.shape.parameters * TRAINED_BYTES_PER_WEIGHT
         case specs.Patched():
             return 2 * spec.shape.parameters  # as released checkpoints are kept
         case _:

@@ -9,7 +9,7 @@ import threading
 from collections import Counter
 from pathlib import Path
 
-from cpt_lab import rates, slurm
+from cpt_lab import rates, slurm, specs
 from cpt_lab.launch import Launch
 from cpt_lab.plan import ON_GPU, ONE_TASK_EACH, PACKED, STAGES, Plan
 from cpt_lab.progress import Watch
@@ -24,12 +24,16 @@ EVALUATE = frozenset({"probe", "evaluate"})
 
 
 def stages(told: Launch, site: Site) -> list[Stage]:
-    """One stage of jobs per kind of work: evaluations and spectra by their packs, training runs one task each, small things together."""
+    """One stage of jobs per kind of work: evaluations and spectra by their packs, training runs one task each, small things together.
+
+    What a run leaves on its way takes no task of its own: it would hold GPUs while the run is made.
+    """
     made: list[Stage] = []
     for name in told.stages():
         steps = {key(order.spec) for order in told.orders if order.stage == name}
         with_work = sum(not steps.isdisjoint(names) for names in told.packs)
-        packs = len(steps) if name in ONE_TASK_EACH else max(1, with_work) if name in PACKED else 1
+        runs = sum(isinstance(order.spec, specs.TrainedCheckpoint) for order in told.orders if order.stage == name)
+        packs = max(1, runs) if name in ONE_TASK_EACH else max(1, with_work) if name in PACKED else 1
         made.append(stage(name, site, packs=packs, gpus=told.how.gpus, needs=tuple(one.name for one in made)))
     return made
 
@@ -65,7 +69,18 @@ def gpus_to_evaluate(todo: Plan, site: Site) -> int:
 def check(todo: Plan, site: Site) -> None:
     """ValueError if the cluster would refuse a stage of this plan, or keep it waiting for ever; asked before a launch is written."""
     gpus, present = gpus_to_evaluate(todo, site), todo.stages()
+    _check_ranks(todo, site)
     slurm.check([stage(name, site, gpus=gpus) for name in STAGES if name in present], site)
+
+
+def _check_ranks(todo: Plan, site: Site) -> None:
+    """ValueError if the GPUs of a training's tasks cannot share its batch evenly."""
+    from cpt_lab.training import ranks
+
+    for step in todo.steps:
+        if isinstance(step.spec, specs.TrainedCheckpoint):
+            asked = stage(step.stage, site)
+            ranks.check(step.spec.recipe.batch_sequences, asked.nodes * max(1, asked.gpus))
 
 
 def submit(told: Launch, site: Site) -> None:

@@ -266,6 +266,8 @@ def _in_words(store: Store, spec: specs.Spec) -> list[str]:
             return [_verdict(store, spec)]
         case specs.Correlation():
             return [_correlation(store, spec)]
+        case specs.Contamination():
+            return _contamination(store, spec)
         case _:
             return []
 
@@ -279,6 +281,23 @@ def _correlation(store: Store, correlation: specs.Correlation) -> str:
     return (
         f"{names}: Spearman {found['spearman']:.2f} (95 % {low:.2f} to {high:.2f}, p = {found['p_value']:.2g}) over {found['units']} units"
     )
+
+
+def _contamination(store: Store, contamination: specs.Contamination) -> list[str]:
+    found = read_json(store.product(contamination) / "report.json")
+    said = (
+        f"  {contamination.corpus.name}: {found['overlapping']:,} of {found['documents']:,} documents share {found['words']} words in a row"
+    )
+    tasks = [
+        f"    {name}: {task['items_found']:,} of {task['items']:,} items in {task['documents']:,} documents"
+        + (
+            f"; {task['items'] - task['items_that_can_be_told']:,} items are too short to tell"
+            if task["items_that_can_be_told"] < task["items"]
+            else ""
+        )
+        for name, task in found["tasks"].items()
+    ]
+    return [f"{said} with items of {contamination.protocol.name}", *tasks]
 
 
 def _verdict(store: Store, fingerprint: specs.Fingerprint) -> str:

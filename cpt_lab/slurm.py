@@ -122,7 +122,9 @@ def batch_parameters(launch: Path, stage: Stage, site: Site, *, after: Sequence[
         "dependency": f"afterany:{':'.join(after)}" if after else None,
         "array_parallelism": parallel or stage.packs,
         "setup": [*site.setup, f"export PYTHONPATH={shlex.quote(path)}", f"cd {shlex.quote(str(code))}"],
-        "srun_args": [f"--cpus-per-task={request['cpus-per-task']}"],  # since SLURM 22.05 srun does not take it from the job
+        # Since SLURM 22.05 srun does not take the cores from the job. The worker is one process, on the first of several nodes: it starts
+        # those of a training run on all of them.
+        "srun_args": [f"--cpus-per-task={request['cpus-per-task']}", *(["--nodes=1", "--ntasks=1"] if stage.nodes > 1 else [])],
         "wckey": None,
         "additional_parameters": ({} if "no-requeue" in site.extra else {"requeue": True}) | site.extra,
     }

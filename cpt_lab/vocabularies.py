@@ -37,7 +37,7 @@ def compared(spec: Spec) -> dict[str, Checkpoint]:
 
 def warnings(spec: Spec, folder: Callable[[Checkpoint], Path | None]) -> list[str]:
     """A sentence for every checkpoint of a spec whose tokenizer is not that of the first one; folders that are not there say nothing."""
-    known = {name: vocabulary for name, checkpoint in compared(spec).items() if (vocabulary := _read(folder(checkpoint))) is not None}
+    known = {name: vocabulary for name, checkpoint in compared(spec).items() if (vocabulary := read(folder(checkpoint))) is not None}
     first = next(iter(compared(spec)), "")
     if first not in known:
         return []
@@ -58,7 +58,7 @@ def difference(left: Vocabulary, right: Vocabulary, *, names: tuple[str, str]) -
     return "their tokens are the same, and text is cut into them by other rules"
 
 
-def _read(folder: Path | None) -> Vocabulary | None:
+def read(folder: Path | None) -> Vocabulary | None:
     """The vocabulary in a checkpoint's folder; None if there is none that can be read."""
     path = folder / "tokenizer.json" if folder is not None else None
     if path is None or not path.is_file():

@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,7 +27,13 @@ CONFIG = "config.json"
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
-RECORDS = ("training.json", "metrics.jsonl", "commit.json", "patch.json")  # of how a folder came about: no copy came about so
+RECORDS = (
+    "training.json",
+    "metrics.jsonl",
+    "commit.json",
+    "patch.json",
+    "spectra.parquet",
+)  # of how a folder came about: no copy came about so
 BLOCK = 1 << 22  # bytes read at once for a digest
 
 
@@ -92,8 +98,13 @@ def weight_files(folder: Path) -> list[Path]:
 
 def weights_digest(folder: Path, cache: Path | None = None) -> str:
     """SHA-256 over the contents of the folder's safetensors files; remembered in `cache` by path, size and time of change."""
+    return files_digest(weight_files(Path(folder)), cache)
+
+
+def files_digest(files: Sequence[Path], cache: Path | None = None) -> str:
+    """SHA-256 over the names and contents of files, remembered as `weights_digest` does."""
     cache = cache or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cpt_lab"
-    digests = [f"{path.name} {_file_digest(path.resolve(), cache)}\n" for path in weight_files(Path(folder))]
+    digests = [f"{path.name} {file_digest(path, cache)}\n" for path in files]
     return hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
@@ -255,7 +266,10 @@ def _check_same(left: Shapes, right: Shapes, names: tuple[str, str]) -> None:
             )
 
 
-def _file_digest(path: Path, cache: Path) -> str:
+def file_digest(path: Path, cache: Path | None = None) -> str:
+    """SHA-256 of a file's contents; remembered in `cache`, by default the user's, by path, size and time of change."""
+    cache = cache or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cpt_lab"
+    path = path.resolve()
     stat = path.stat()
     state = {"path": str(path), "size": stat.st_size, "changed": stat.st_mtime_ns}
     entry = cache / "digests" / f"{hashlib.sha256(str(path).encode()).hexdigest()[:32]}.json"

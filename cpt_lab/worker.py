@@ -115,7 +115,7 @@ class Worker:
     def __init__(self, told: Launch, stage: str, pack: int, *, check: Callable[[], None] = lambda: None) -> None:
         self.launch = told
         self.store = told.store()
-        self.workshop = Workshop(self.store, told.how, told.code)
+        self.workshop = Workshop(self.store, told.how, told.code, wanted=[order.spec for order in told.orders])
         self.stage = stage
         self.steps = {key(order.spec): order.spec for order in told.orders if stage in (EVERY_STAGE, order.stage)}
         self.asked = dict(self.steps)  # every step, as far as it is settled

@@ -9,6 +9,7 @@ from cpt_lab.specs import (
     BpeTokenizer,
     BuiltinCorpus,
     ChatTask,
+    Contamination,
     Correlation,
     Evaluation,
     FilesCorpus,
@@ -20,11 +21,13 @@ from cpt_lab.specs import (
     HubCheckpoint,
     HubCorpus,
     HubTokenizer,
+    Intermediate,
     LayerSimilarity,
     Mean,
     Mixture,
     ModelShape,
     OlmesTask,
+    OlmoCoreCheckpoint,
     Part,
     Patched,
     PerplexityTask,
@@ -33,13 +36,17 @@ from cpt_lab.specs import (
     Ranking,
     Recipe,
     Rotations,
+    Rule,
     Spec,
     Spectra,
     SpectralColumns,
     SpectralPart,
+    SpectralWarmup,
+    TokenFilesCorpus,
     Tokens,
     TopOf,
     TrainedCheckpoint,
+    Watch,
 )
 
 SHAPE = ModelShape(
@@ -59,6 +66,8 @@ TEXT = BuiltinCorpus(name="text", documents=30, held_out=4, python="3.11.0")
 INST = BuiltinCorpus(name="inst", documents=30, held_out=4)
 FILES = FilesCorpus(name="notes", files=("/data/notes.jsonl",), files_digest="ab12", held_out=4)
 HUB = HubCorpus(name="dclm", id="owner/dclm", available_tokens=10_000)
+READY = TokenFilesCorpus(name="ready", files=("/data/part-0.npy",), files_digest="ef56", dtype="uint32")
+RULE = Rule(field="metadata.score", at_least=2.5)
 BPE = BpeTokenizer(corpora=(MATH, TEXT), vocab_size=320)
 HUB_TOKENIZER = HubTokenizer(id="owner/model")
 TOKENS = Tokens(corpus=MATH, tokenizer=BPE)
@@ -68,6 +77,11 @@ PRETRAINED = TrainedCheckpoint(shape=SHAPE, tokenizer=BPE, mixture=MIXTURE, reci
 BASE = HubCheckpoint(id="owner/model", revision="abc", shape=SHAPE)
 FOLDER = FolderCheckpoint(path="/models/tuned", weights_digest="cd34", shape=SHAPE)
 TUNED = TrainedCheckpoint(shape=SHAPE, start=BASE, tokenizer=HUB_TOKENIZER, mixture=MIXTURE, recipe=RECIPE)
+OLMO_CORE = OlmoCoreCheckpoint(path="/models/step10", contents_digest="ef56", shape=SHAPE, tokenizer=HUB_TOKENIZER)
+WATCH = Watch(every=25, measures=("stable_rank", "pl_alpha"))
+WATCHED = PRETRAINED.but(watch=WATCH)
+WARMED_UP = SpectralWarmup(reference=TUNED)
+INTERMEDIATE = Intermediate(of=TUNED, tokens=2 * RECIPE.batch_tokens)
 SPECTRA = Spectra(checkpoint=TUNED, against=BASE, measures=("frobenius_norm",))
 SPECTRAL_PART = SpectralPart(checkpoint=TUNED, against=BASE, layer=0, scope="heads", of="null", seed=0)
 SPECTRAL_COLUMNS = SpectralColumns(checkpoint=TUNED, against=BASE, scope="heads", family="norms", measures=("frobenius_norm",))
@@ -83,6 +97,8 @@ OLMES = OlmesTask(name="arc_easy")
 CHAT = ChatTask(name="gpqa")
 MEAN = Mean(name="both", of=("sums/exact_match_strict", "prose/bits_per_byte"))
 PROTOCOL = Protocol(name="tiny", tasks=(SUMS, PROSE, HARNESS), harness="0.4.13")
+
+CONTAMINATION = Contamination(corpus=MATH, protocol=PROTOCOL)
 
 
 def rewound(ranking: Ranking = RANDOM, fraction: float = 0.25) -> Patched:
@@ -111,7 +127,8 @@ ATTENTION_MAPS = AttentionMaps(checkpoint=PATCHED, prompts=PROMPTS)
 LAYER_SIMILARITY = LayerSimilarity(checkpoint=PATCHED, against=TUNED, prompts=PROMPTS)
 
 ONE_OF_EACH: tuple[Spec, ...] = (
-    *(MATH, FILES, HUB, BPE, HUB_TOKENIZER, TOKENS),
+    *(MATH, FILES, HUB, READY, BPE, HUB_TOKENIZER, TOKENS, CONTAMINATION),
+    *(OLMO_CORE, INTERMEDIATE, WARMED_UP),
     *(BASE, FOLDER, TUNED, SPECTRAL_PART, SPECTRAL_COLUMNS, SPECTRA, FINGERPRINT, DELTA_NORM, PATCHED, PROTOCOL, EVALUATION),
     *(CORRELATION, ATTENTION_ENTROPY, ATTENTION_MAPS, LAYER_SIMILARITY, ROTATIONS),
 )

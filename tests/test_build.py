@@ -240,7 +240,7 @@ def test_provenance_says_which_code_made_a_result_where_how_and_in_how_long(
     assert facts["command"] == "python -m cpt_lab +experiment=quickstart"
     assert facts["code"] == "abc123"
     assert facts["slurm"] == {"SLURM_JOB_ID": "77"}
-    assert facts["execution"] == Execution().model_dump()
+    assert facts["execution"] == Execution().model_dump(mode="json")
     assert facts["versions"].keys() >= {"torch", "transformers", "lm_eval"}
     assert {"seconds", "git", "git_diff", "python", "host", "gpu"} <= facts.keys()
 

@@ -33,7 +33,11 @@ def study(folder: Path, name: str, counts: tuple[int, int]) -> tuple[Store, Stud
 @pytest.fixture
 def sides(tmp_path: Path) -> list[Side]:
     """The same points in two stores that scored them differently."""
-    return [Side(name, Results(store, [of])) for name, counts in (("a", FIRST), ("b", SECOND)) for store, of in [study(tmp_path / name, name, counts)]]
+    return [
+        Side(name, Results(store, [of]))
+        for name, counts in (("a", FIRST), ("b", SECOND))
+        for store, of in [study(tmp_path / name, name, counts)]
+    ]
 
 
 def rows(sheet: Sheet) -> dict[str, list[object]]:

@@ -27,6 +27,7 @@ from cpt_lab.specs import (
     ModelShape,
     Patched,
     Spectra,
+    SpectralWarmup,
     TrainedCheckpoint,
     digest,
     identity,
@@ -75,6 +76,7 @@ POST_TRAINED = {
     "qwen25_14b": ("Qwen/Qwen2.5-14B", "Qwen/Qwen2.5-14B-Instruct", "deepseek-ai/DeepSeek-R1-Distill-Qwen-14B"),
 }
 PRUNED = {"gpt2_small": 12, "gpt2_medium": 24, "gpt2_large": 36, "pythia_160m": 12, "pythia_410m": 24, "pythia_1b": 16}
+SCALES = {"olmo2_d8": (8, 30.4e6), "olmo2_d12": (12, 92.8e6), "olmo2_d16": (16, 285e6)}  # L: layers, weights
 PAIRS = ("math_inst", "math_text", "inst_text", "inst_code", "math_code")
 BATCHES = {"1b": 512, "7b": 1024, "13b": 2048, "32b": 2048}
 EXPECTED = {
@@ -89,6 +91,11 @@ EXPECTED = {
     *(f"spectra_{size}" for size in BATCHES),
     *(f"post_training_{model}" for model in POST_TRAINED),
     *("heterogeneity_1b", "evolution_1b", "post_training_tiny"),
+    *(f"lifecycle_{scale}" for scale in ("tiny", "d8", "d12", "d16")),
+    *(f"pretrain_{budget}" for budget in ("tiny", "1b_20b", "1b_100b", "1b_200b", "1b_400b")),
+    *(f"cpt_{size}_{mix}" for size in ("1b", "7b") for mix in TABLE_2),
+    *(f"cpt_1b_from_{budget}b_math" for budget in (20, 100, 400)),
+    "cpt_tiny",
 }
 # Of experiments that are one but for the model, the fast tests take the smallest: its siblings are composed with the slow ones.
 SIBLINGS = {
@@ -96,6 +103,10 @@ SIBLINGS = {
     *(f"soup_{pair}_7b" for pair in PAIRS),
     *(f"{kind}_{model}" for kind in ("scale_transplant", "rotate", "entropy", "similarity") for model in list(POST_TRAINED)[1:]),
     *(f"{kind}_{model}" for kind in ("prune", "importance") for model in PRUNED if model not in ("gpt2_small", "pythia_160m")),
+    *("lifecycle_d12", "lifecycle_d16"),
+    *(f"pretrain_1b_{budget}b" for budget in (100, 200, 400)),
+    *(f"cpt_{size}_{mix}" for size in ("1b", "7b") for mix in TABLE_2 if (size, mix) != ("1b", "math_20b")),
+    *(f"cpt_1b_from_{budget}b_math" for budget in (100, 400)),
 }
 
 
@@ -173,8 +184,17 @@ def test_the_sizes_in_a_file_are_those_read_back_from_a_configuration_made_of_th
     assert identity(shape_from_config(tiny_config(shape).to_dict())) == identity(shape)
 
 
-def test_every_model_but_the_tiny_one_is_a_released_one() -> None:
-    assert {path.stem for path in (CONF / "model").glob("*.yaml")} == {"olmo2_tiny", *WEIGHTS}
+def test_every_model_is_a_released_one_or_of_a_scale_of_the_lifecycle_paper_or_tiny() -> None:
+    assert {path.stem for path in (CONF / "model").glob("*.yaml")} == {"olmo2_tiny", *WEIGHTS, *SCALES}
+
+
+@pytest.mark.parametrize("model", SCALES)
+def test_a_scale_of_the_lifecycle_paper_has_its_layers_and_its_number_of_weights(model: str) -> None:
+    layers, weights = SCALES[model]
+    shape = shape_of(model)
+    assert shape.num_layers == layers
+    assert shape.parameters == pytest.approx(weights, rel=0.01)
+    assert shape.num_heads * shape.head_dim == shape.hidden_size  # else OLMo 2 cannot be written in Hugging Face format
 
 
 @pytest.mark.parametrize("model", POST_TRAINED)
@@ -363,6 +383,20 @@ def test_post_training_compares_both_models_of_a_triple_with_their_base_matrix_b
         assert hub_id(one.against) == base
         assert one.blocks == "matrices"
         assert {"svsm_mean", "svsm_std", "rotation_nf", "agreement_residual_max"} <= set(one.measures)
+
+
+@pytest.mark.parametrize("experiment", each(["lifecycle_d8", "lifecycle_d12", "lifecycle_d16"]))
+def test_the_lifecycle_is_watched_every_25_steps_of_three_seeds_and_of_a_spectral_warm_up(experiment: str) -> None:
+    *plain, warm = (point.spec for point in points(f"+experiment={experiment}"))
+    for run in (*plain, warm):
+        assert isinstance(run, TrainedCheckpoint)
+        assert run.shape.name == experiment.replace("lifecycle", "olmo2")
+        assert run.watch is not None
+        assert (run.watch.every, run.steps) == (25, 10_000)
+        assert {"stable_rank", "pl_alpha", "rank_decay_alpha", "spectral_entropy", "spectral_gap"} <= set(run.watch.measures)
+    assert [(run.start, run.recipe.seed) for run in plain if isinstance(run, TrainedCheckpoint)] == [(None, seed) for seed in range(3)]
+    assert isinstance(warm, TrainedCheckpoint)
+    assert warm.start == SpectralWarmup(reference=plain[0])
 
 
 def test_post_training_in_miniature_makes_every_figure_and_table_of_its_paper() -> None:

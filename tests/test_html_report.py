@@ -146,7 +146,9 @@ def test_the_answer_names_the_best_order_its_lead_and_how_far_it_carries(tmp_pat
     area = np.trapezoid(np.array(right["ascending"]) / 2, at)
     assert said.headline == "Best order: delta norm ascending."
     assert f"delta norm ascending keeps {area:.3g} % of exact match on gsm8k over 200 documents" in said.sentences[0]
-    assert "up to 25 % of the heads can be rewound within two standard errors of the unedited model: 90 % against 90 %" in " ".join(said.sentences)
+    assert "up to 25 % of the heads can be rewound within two standard errors of the unedited model: 90 % against 90 %" in " ".join(
+        said.sentences
+    )
 
 
 def test_the_lead_over_another_criterion_is_called_noise_when_it_is(finished: Results) -> None:
@@ -261,7 +263,9 @@ def test_a_study_without_results_says_what_to_run(tmp_path: Path) -> None:
     assert command.at_end(store, study) == []
 
 
-def test_results_of_another_version_are_a_warning_at_the_end_and_an_error_when_asked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_results_of_another_version_are_a_warning_at_the_end_and_an_error_when_asked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     store, study = made.make(tmp_path, fractions=(0.5,))
     made.finish(store, study)
     product = store.product(next(iter(resolved(store, study.points).values())))

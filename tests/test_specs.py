@@ -57,13 +57,20 @@ PINNED = {
     "math-eab1a334cccc9d3d": cases.MATH,
     "notes-89e0c3cd1e1d5067": cases.FILES,
     "dclm-5a8c28f203993540": cases.HUB,
+    "ready-2922c7f63459c2fa": cases.READY,
     "bpe-320-fc5fd645b714978a": cases.BPE,
     "owner-model-main-759de25834b1b746": cases.HUB_TOKENIZER,
     "math-train-c4359f9f74b2bdae": cases.TOKENS,
+    "math-train-clean-163dd595397e6809": cases.TOKENS.but(clean_of=cases.PROTOCOL),
+    "math-tiny-8e884ef7e05adea2": cases.CONTAMINATION,
     "model-abc-baac9f3de3946ea1": cases.BASE,
     "folder-9c09b7362081b1d0": cases.FOLDER,
+    "olmo-core-26827dc64c0dba8d": cases.OLMO_CORE,
+    "cpt-math-text-1000-at-512-9caaa027ed39f830": cases.INTERMEDIATE,
     "pretrain-math-text-1000-23bd8883f0001cfd": cases.PRETRAINED,
     "cpt-math-text-1000-265611edf0e14166": cases.TUNED,
+    "pretrain-math-text-1000-5f9234b400b8c402": cases.WATCHED,
+    "spectral_warmup-1-seed0-eff7a69545115d7e": cases.WARMED_UP,
     "null-heads-layer0-cpt-math-text-1000-delta-fda3c3f172fe9e65": cases.SPECTRAL_PART,
     "norms-heads-cpt-math-text-1000-delta-40d480ad48932690": cases.SPECTRAL_COLUMNS,
     "cpt-math-text-1000-delta-971ba2f4169e5a34": cases.SPECTRA,
@@ -93,17 +100,24 @@ FIRST_LAYERS = FirstLayers(ranking=RANDOM, count=1)
 # For every spec another value of every field.
 CHANGES: tuple[tuple[Spec, dict[str, Any]], ...] = (
     (cases.MATH, {"name": "inst", "documents": 41, "held_out": 5, "seed": 1, "python": "3.11.0"}),
-    (cases.FILES, {"name": "memos", "files": ("/b",), "files_digest": "ef", "field": "content", "held_out": 5, "seed": 1}),
+    (
+        cases.FILES,
+        {"name": "memos", "files": ("/b",), "files_digest": "ef", "field": "content", "held_out": 5, "seed": 1}
+        | {"filter": (cases.RULE,), "sample_tokens": 100, "licence": "CC-BY"},
+    ),
+    (cases.READY, {"name": "made", "files": ("/b",), "files_digest": "ef", "dtype": "uint16", "licence": "CC-BY"}),
+    (cases.RULE, {"field": "score", "at_least": 3.0, "at_most": 9.0, "one_of": ("en",), "matches": "a+"}),
+    (cases.CONTAMINATION, {"corpus": cases.TEXT, "protocol": cases.PROTOCOL.but(seed=1), "words": 8}),
     (
         cases.HUB,
         {"name": "flan", "id": "owner/flan", "revision": "v2", "config": "clean", "data_files": "*.gz", "split": "test", "field": "content"}
-        | {"available_tokens": 20_000},
+        | {"available_tokens": 20_000, "filter": (cases.RULE,), "sample_tokens": 100, "licence": "CC-BY"},
     ),
     (cases.BPE, {"corpora": (cases.MATH,), "vocab_size": 321}),
     (cases.HUB_TOKENIZER, {"id": "owner/other", "revision": "v2"}),
-    (cases.TOKENS, {"corpus": cases.TEXT, "split": "test", "tokenizer": cases.HUB_TOKENIZER}),
+    (cases.TOKENS, {"corpus": cases.TEXT, "split": "test", "tokenizer": cases.HUB_TOKENIZER, "clean_of": cases.PROTOCOL}),
     (PART, {"corpus": cases.TEXT, "tokens": 801, "oversample": True}),
-    (cases.MIXTURE, {"name": "another name", "parts": (PART,), "seed": 1}),
+    (cases.MIXTURE, {"name": "another name", "parts": (PART,), "seed": 1, "clean_of": cases.PROTOCOL}),
     (
         SHAPE,
         {"name": "another name", "family": "llama", "hidden_size": 40, "num_layers": 3, "num_heads": 8, "num_kv_heads": 2, "head_dim": 16}
@@ -117,10 +131,17 @@ CHANGES: tuple[tuple[Spec, dict[str, Any]], ...] = (
     (BASE, {"id": "owner/other", "revision": "v2", "shape": SHAPE.but(context=64)}),
     (cases.FOLDER, {"path": "/elsewhere", "weights_digest": "ef", "shape": SHAPE.but(rope_theta=1e4)}),
     (
+        cases.OLMO_CORE,
+        {"path": "/elsewhere", "contents_digest": "cd", "shape": SHAPE.but(rope_theta=1e4), "tokenizer": cases.BPE},
+    ),
+    (cases.INTERMEDIATE, {"of": cases.PRETRAINED, "tokens": cases.RECIPE.batch_tokens}),
+    (
         TUNED,
         {"shape": SHAPE.but(mlp_size=64), "start": None, "tokenizer": cases.BPE, "mixture": cases.MIXTURE.but(seed=1)}
-        | {"recipe": cases.RECIPE.but(seed=1)},
+        | {"recipe": cases.RECIPE.but(seed=1), "watch": cases.WATCH},
     ),
+    (cases.WATCH, {"every": 50, "measures": ("stable_rank",), "heads": True}),
+    (cases.WARMED_UP, {"reference": cases.PRETRAINED, "scale": 0.5, "seed": 1}),
     (
         cases.SPECTRAL_PART,
         {"checkpoint": cases.PRETRAINED, "against": None, "layer": 1, "scope": "mlp", "of": "pair", "seed": 1},
@@ -248,11 +269,14 @@ def test_a_field_changes_the_key_unless_it_only_says_where_or_how_something_is_f
 def test_what_is_left_out_of_the_identity_is_named_here() -> None:
     left_out = {type(spec).__name__: set(spec.NOT_IDENTITY) for spec, _ in CHANGES if spec.NOT_IDENTITY}
     assert left_out == {
-        "FilesCorpus": {"files"},
+        "FilesCorpus": {"files", "licence"},
+        "HubCorpus": {"licence"},
+        "TokenFilesCorpus": {"files", "licence"},
         "Mixture": {"name"},
         "ModelShape": {"name"},
         "HubCheckpoint": {"shape"},
         "FolderCheckpoint": {"path"},
+        "OlmoCoreCheckpoint": {"path"},
         "ScoresFile": {"path"},
         "OlmesTask": {"source", "folder"},
         "ChatTask": {"source", "folder"},

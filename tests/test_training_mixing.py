@@ -92,7 +92,7 @@ def test_the_seed_decides_the_order(sources: list[Path]) -> None:
 def test_documents_add_up_to_the_budget_and_at_most_one_is_cut(lengths: list[int], budget: int, seed: int) -> None:
     stops = np.cumsum(lengths)
     bounds = np.stack([stops - lengths, stops], axis=1)
-    pieces = list(documents_up_to(budget, bounds, np.random.default_rng(seed)))
+    pieces = [tuple(piece) for piece in documents_up_to(budget, bounds, np.random.default_rng(seed)).tolist()]
     whole = {(int(start), int(stop)) for start, stop in bounds}
     assert sum(stop - start for start, stop in pieces) == budget
     assert all(piece in whole for piece in pieces[:-1])

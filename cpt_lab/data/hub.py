@@ -1,40 +1,80 @@
-"""Corpora from the Hugging Face hub, streamed."""
+"""Corpora from the Hugging Face hub, streamed: a build notes what they are, and their documents are read when they are asked for."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from cpt_lab.data.documents import Document, write_splits
+from cpt_lab.data.formats import Row
 
 if TYPE_CHECKING:
     from cpt_lab.specs import HubCorpus
     from cpt_lab.store import Workspace
 
+OUT_OF_REACH = "could not be reached on the hub: give a network, or its files as a files_corpus"
+
 
 def build_corpus(spec: HubCorpus, work: Workspace) -> None:
-    """Write the documents of the data set's split as train.jsonl; the hub's other splits are corpora of their own.
+    """Write shards.json, one shard for each file of the data set, and manifest.json with the commit that `spec.revision` means now.
 
-    ValueError if the data set cannot be reached, or has no such field.
+    Everything is read from that commit later, whatever the revision means by then. ValueError if the data set cannot be reached, or if
+    its first document has no such field.
     """
-    write_splits(work.product, {"train": documents(spec)}, {"id": spec.id, "revision": spec.revision})
+    from cpt_lab.data.shards import Shard, texts
+
+    commit = commit_of(spec.id, spec.revision)
+    settings = {"config": spec.config, "data_files": spec.data_files, "revision": commit, "split": spec.split}
+    whole = Shard("hub", spec.id, field=spec.field, rules=spec.filter or (), settings=settings)
+    count = files_in(open_stream(spec.id, **settings))
+    next(texts(whole), None)
+    shards = [
+        Shard("hub", spec.id, index, index + 1, field=spec.field, rules=spec.filter or (), settings=settings) for index in range(count)
+    ]
+    (work.product / "shards.json").write_text(json.dumps([shard.as_json() for shard in shards], indent=1))
+    facts = {"id": spec.id, "revision": commit, "asked": spec.revision, "files": count, "licence": spec.licence}
+    (work.product / "manifest.json").write_text(json.dumps(facts, indent=1))
 
 
-def documents(spec: HubCorpus) -> Iterator[Document]:
-    """The documents one by one, as they come over the network."""
-    for row in open_stream(spec):
-        if spec.field not in row:
-            raise ValueError(f"data set {spec.id} has no field {spec.field!r}: its fields are {', '.join(sorted(row))}")
-        yield {"text": row[spec.field]}
+def rows(source: str, start: int, stop: int | None, settings: dict[str, Any]) -> Iterator[Row]:
+    """The rows of the files `start` to `stop` of a data set, as they come over the network."""
+    stream = open_stream(source, **settings)
+    count = files_in(stream)
+    for file in range(start, count if stop is None else stop):
+        part = stream.shard(num_shards=count, index=file) if count > 1 else stream
+        for number, values in enumerate(part, start=1):
+            yield Row(f"row {number} of file {file} of data set {source}", values)
 
 
-def open_stream(spec: HubCorpus) -> Any:
+@lru_cache(maxsize=4)
+def open_stream(source: str, *, config: str | None, data_files: str | None, revision: str, split: str) -> Any:
     """The data set as an iterable of rows; ValueError if the hub or the data set cannot be reached."""
     from datasets import load_dataset
 
     try:
-        return load_dataset(spec.id, name=spec.config, data_files=spec.data_files, revision=spec.revision, split=spec.split, streaming=True)
+        return load_dataset(source, name=config, data_files=data_files, revision=revision, split=split, streaming=True)
     except (OSError, RuntimeError) as error:
+        raise ValueError(f"data set {source} ({revision}) {OUT_OF_REACH}") from error
+
+
+def files_in(stream: Any) -> int:
+    """How many files a stream goes through: what of it can be read side by side."""
+    return int(getattr(stream, "n_shards", 1))
+
+
+def commit_of(source: str, revision: str) -> str:
+    """The commit that a data set's revision means now; ValueError if the hub cannot be reached or has no such data set."""
+    from httpx import HTTPError
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        return str(HfApi().dataset_info(source, revision=revision).sha)
+    except HfHubHTTPError as error:
         raise ValueError(
-            f"data set {spec.id} ({spec.revision}) could not be reached on the hub: give a network, or its files as a files_corpus"
-        ) from error
+            f"the hub has no data set {source} at {revision} that may be read from here ({str(error).splitlines()[0]}): look at "
+            f"https://huggingface.co/datasets/{source}, accept its terms there if it asks for that, and log in with `hf auth login`"
+        ) from None
+    except (OSError, HTTPError) as error:
+        raise ValueError(f"data set {source} ({revision}) {OUT_OF_REACH}") from error

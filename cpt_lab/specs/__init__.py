@@ -8,7 +8,17 @@ needs neither torch nor a network.
 from __future__ import annotations
 
 from cpt_lab.specs.base import SCHEMA, Spec, canonical_json, digest, identity, key
-from cpt_lab.specs.checkpoints import Checkpoint, FolderCheckpoint, HubCheckpoint, ModelShape, Recipe, TrainedCheckpoint
+from cpt_lab.specs.checkpoints import (
+    Checkpoint,
+    FolderCheckpoint,
+    HubCheckpoint,
+    Intermediate,
+    ModelShape,
+    OlmoCoreCheckpoint,
+    Recipe,
+    SpectralWarmup,
+    TrainedCheckpoint,
+)
 from cpt_lab.specs.corpora import (
     BpeTokenizer,
     BuiltinCorpus,
@@ -16,15 +26,15 @@ from cpt_lab.specs.corpora import (
     FilesCorpus,
     HubCorpus,
     HubTokenizer,
-    Mixture,
-    Part,
+    Rule,
+    TokenFilesCorpus,
     Tokenizer,
-    Tokens,
 )
 from cpt_lab.specs.evaluations import Evaluation
 from cpt_lab.specs.fingerprints import Fingerprint
 from cpt_lab.specs.graph import STORED, AnySpec, closure, parse, rankings_of, settled
 from cpt_lab.specs.internals import AttentionEntropy, AttentionMaps, LayerSimilarity, Prompts
+from cpt_lab.specs.mixtures import Contamination, Mixture, Part, Tokens
 from cpt_lab.specs.patched import Choices, Intervention, Patched
 from cpt_lab.specs.protocols import ChatTask, GenerateTask, HarnessTask, Mean, OlmesTask, PerplexityTask, Protocol, Task
 from cpt_lab.specs.rankings import (
@@ -44,6 +54,7 @@ from cpt_lab.specs.rankings import (
 )
 from cpt_lab.specs.rotations import Rotations
 from cpt_lab.specs.spectra import Scope, Spectra, SpectralColumns, SpectralPart
+from cpt_lab.specs.watch import Watch
 
 __all__ = [
     "SCHEMA",
@@ -57,6 +68,7 @@ __all__ = [
     "ChatTask",
     "Checkpoint",
     "Choices",
+    "Contamination",
     "Corpus",
     "Correlation",
     "Evaluation",
@@ -70,6 +82,7 @@ __all__ = [
     "HubCheckpoint",
     "HubCorpus",
     "HubTokenizer",
+    "Intermediate",
     "Intervention",
     "LayerSimilarity",
     "Matrices",
@@ -78,6 +91,7 @@ __all__ = [
     "Mixture",
     "ModelShape",
     "OlmesTask",
+    "OlmoCoreCheckpoint",
     "Part",
     "Patched",
     "PerplexityTask",
@@ -87,6 +101,7 @@ __all__ = [
     "Ranking",
     "Recipe",
     "Rotations",
+    "Rule",
     "Scope",
     "ScoresFile",
     "Selection",
@@ -94,13 +109,16 @@ __all__ = [
     "Spectra",
     "SpectralColumns",
     "SpectralPart",
+    "SpectralWarmup",
     "Task",
+    "TokenFilesCorpus",
     "Tokenizer",
     "Tokens",
     "TopOf",
     "TrainedCheckpoint",
     "Unit",
     "UnitKind",
+    "Watch",
     "canonical_json",
     "closure",
     "digest",

@@ -22,6 +22,7 @@ class Spec(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
     NOT_IDENTITY: ClassVar[frozenset[str]] = frozenset()
+    IF_GIVEN: ClassVar[frozenset[str]] = frozenset()  # part of the identity unless None: fields that came later and leave older keys alone
     FOLDER: ClassVar[str] = ""  # where the store keeps its product; empty: it is only ever part of another spec
     PRODUCT: ClassVar[str] = ""  # what one is called in messages
 
@@ -43,8 +44,13 @@ class Spec(BaseModel):
     @cached_property
     def _canonical(self) -> str:
         """The text of its own content: thousands of points hold the same checkpoint, which is written out once."""
-        fields = sorted(name for name in type(self).model_fields if name not in self.NOT_IDENTITY)
-        return "{" + ",".join(f"{json.dumps(name)}:{_text(getattr(self, name))}" for name in fields) + "}"
+        return "{" + ",".join(f"{json.dumps(name)}:{_text(getattr(self, name))}" for name in sorted(self._counted)) + "}"
+
+    @property
+    def _counted(self) -> list[str]:
+        """The fields that the identity is made of."""
+        names = (name for name in type(self).model_fields if name not in self.NOT_IDENTITY)
+        return [name for name in names if name not in self.IF_GIVEN or getattr(self, name) is not None]
 
     @cached_property
     def _digest(self) -> str:
@@ -59,8 +65,7 @@ class Spec(BaseModel):
 def identity(value: Any) -> Any:
     """The scientific content of a spec as plain JSON values, numbers normalised by their declared types."""
     if isinstance(value, Spec):
-        fields = (name for name in type(value).model_fields if name not in value.NOT_IDENTITY)
-        return {name: identity(getattr(value, name)) for name in fields}
+        return {name: identity(getattr(value, name)) for name in value._counted}
     if isinstance(value, dict):
         return {str(name): identity(item) for name, item in value.items()}
     if isinstance(value, tuple | list):

@@ -8,7 +8,9 @@ from pydantic import Field, model_validator
 
 from cpt_lab.families import ATTENTION_ROLES, Place, family
 from cpt_lab.specs.base import Spec
-from cpt_lab.specs.corpora import Mixture, Tokenizer, Tokens
+from cpt_lab.specs.corpora import Tokenizer
+from cpt_lab.specs.mixtures import Mixture
+from cpt_lab.specs.watch import Watch
 
 
 class ModelShape(Spec):
@@ -112,12 +114,14 @@ class TrainedCheckpoint(Spec):
 
     FOLDER = "checkpoints"
     PRODUCT = "training run"
+    IF_GIVEN = frozenset({"watch"})
     kind: Literal["trained_checkpoint"] = "trained_checkpoint"
     shape: ModelShape
     start: Checkpoint | None = None
     tokenizer: Tokenizer
     mixture: Mixture
     recipe: Recipe
+    watch: Watch | None = Field(default=None, description="spectra that are taken while it trains, if any")
 
     @model_validator(mode="after")
     def _fits(self) -> TrainedCheckpoint:
@@ -133,16 +137,103 @@ class TrainedCheckpoint(Spec):
             )
         return self
 
+    @property
+    def steps(self) -> int:
+        """Whole batches of the mixture; what is left below one is not used."""
+        return self.mixture.tokens // self.recipe.batch_tokens
+
     def needs(self) -> tuple[Spec, ...]:
         start = (self.start,) if self.start is not None else ()
-        return (self.tokenizer, *(Tokens(corpus=part.corpus, tokenizer=self.tokenizer) for part in self.mixture.parts), *start)
+        return (self.tokenizer, *self.mixture.token_files(self.tokenizer), *start)
 
     def label(self) -> str:
-        stage = "pretrain" if self.start is None else "cpt"
+        stage = "pretrain" if self.start is None or isinstance(self.start, SpectralWarmup) else "cpt"
         shares = "-".join(part.corpus.name for part in self.mixture.parts)
         return f"{stage}-{shares}-{self.mixture.tokens}"
 
 
-Checkpoint = Annotated[HubCheckpoint | FolderCheckpoint | TrainedCheckpoint, Field(discriminator="kind")]
+class OlmoCoreCheckpoint(Spec):
+    """A checkpoint in OLMo-core's own format, identified by its contents: training goes on from it with its optimizer's state, if any."""
+
+    FOLDER = "checkpoints"
+    PRODUCT = "checkpoint"
+    NOT_IDENTITY = frozenset({"path"})
+    kind: Literal["olmo_core_checkpoint"] = "olmo_core_checkpoint"
+    path: str
+    contents_digest: str
+    shape: ModelShape
+    tokenizer: Tokenizer
+
+    def needs(self) -> tuple[Spec, ...]:
+        return (self.tokenizer,)
+
+    def label(self) -> str:
+        return "olmo-core"
+
+
+class Intermediate(Spec):
+    """The weights that a training run had after so many of its tokens. The run is made whole and leaves them on its way."""
+
+    FOLDER = "checkpoints"
+    PRODUCT = "checkpoint"
+    kind: Literal["intermediate_checkpoint"] = "intermediate_checkpoint"
+    of: TrainedCheckpoint
+    tokens: int = Field(gt=0, description="a whole number of batches, fewer than the run has")
+
+    @model_validator(mode="after")
+    def _is_on_the_way(self) -> Intermediate:
+        batch, whole = self.of.recipe.batch_tokens, self.of.steps * self.of.recipe.batch_tokens
+        if self.tokens >= whole:
+            raise ValueError(f"the run ends after {whole:,} tokens, so that it has no weights after {self.tokens:,}: ask for fewer")
+        if self.tokens % batch:
+            before = self.tokens // batch * batch
+            near = " or ".join(f"{number:,}" for number in (before, before + batch) if 0 < number < whole)
+            raise ValueError(f"{self.tokens:,} tokens are no whole number of batches of {batch:,}: the nearest are {near}")
+        return self
+
+    @property
+    def shape(self) -> ModelShape:
+        return self.of.shape
+
+    @property
+    def step(self) -> int:
+        """The step of the run that leaves these weights."""
+        return self.tokens // self.of.recipe.batch_tokens
+
+    def needs(self) -> tuple[Spec, ...]:
+        return (self.of,)
+
+    def label(self) -> str:
+        return f"{self.of.label()}-at-{self.tokens}"
+
+
+class SpectralWarmup(Spec):
+    """Random weights with the spectra of a trained model: each matrix is U diag(scale x s) V^T, s of the reference, U and V random (L F).
+
+    Everything else, embeddings and norms, is as OLMo-core draws it. It is what a training run starts from.
+    """
+
+    FOLDER = "checkpoints"
+    PRODUCT = "spectral warm-up"
+    kind: Literal["spectral_warmup"] = "spectral_warmup"
+    reference: Checkpoint
+    scale: float = Field(default=1.0, gt=0)
+    seed: int = Field(default=0, ge=0)
+
+    @property
+    def shape(self) -> ModelShape:
+        return self.reference.shape
+
+    def needs(self) -> tuple[Spec, ...]:
+        return (self.reference,)
+
+    def label(self) -> str:
+        return f"spectral_warmup-{self.scale:g}-seed{self.seed}"
+
+
+Checkpoint = Annotated[
+    HubCheckpoint | FolderCheckpoint | TrainedCheckpoint | OlmoCoreCheckpoint | Intermediate | SpectralWarmup, Field(discriminator="kind")
+]
 
 TrainedCheckpoint.model_rebuild()
+SpectralWarmup.model_rebuild()

@@ -1,11 +1,12 @@
-"""Data as specs: corpora, tokenizers, token files, mixtures."""
+"""Data as specs: corpora and tokenizers."""
 
 from __future__ import annotations
 
 import platform
-from typing import Annotated, Any, Literal
+import re
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from cpt_lab.specs.base import Spec
 
@@ -35,29 +36,58 @@ class BuiltinCorpus(Spec):
         return self.name
 
 
+class Rule(Spec):
+    """One test of a row's field: a document is kept if its row passes every rule of its corpus."""
+
+    field: str = Field(min_length=1, description="a dotted path into the row, like metadata.score")
+    at_least: float | None = None
+    at_most: float | None = None
+    one_of: tuple[str, ...] | None = Field(default=None, min_length=1)
+    matches: str | None = Field(default=None, description="a regular expression that is found somewhere in it")
+
+    @model_validator(mode="after")
+    def _tests_something(self) -> Self:
+        if all(test is None for test in (self.at_least, self.at_most, self.one_of, self.matches)):
+            raise ValueError(f"the filter of field {self.field!r} tests nothing: give at_least, at_most, one_of or matches")
+        try:
+            re.compile(self.matches or "")
+        except re.error as error:
+            raise ValueError(f"the filter of field {self.field!r} has matches={self.matches!r}, no regular expression ({error})") from None
+        return self
+
+
 class FilesCorpus(Spec):
-    """Documents in local files (jsonl, one object a line), identified by their contents."""
+    """Documents in local files (jsonl, plain or packed by gzip or zstd, or parquet), identified by their contents.
+
+    Its train split has the order of the files; the others are drawn from `seed`. No text stands twice in it.
+    """
 
     FOLDER = "corpora"
     PRODUCT = "corpus"
-    NOT_IDENTITY = frozenset({"files"})
+    NOT_IDENTITY = frozenset({"files", "licence"})
+    IF_GIVEN = frozenset({"filter", "sample_tokens"})
     kind: Literal["files_corpus"] = "files_corpus"
     name: str
     files: tuple[str, ...] = Field(min_length=1)
     files_digest: str
     field: str = "text"
+    filter: tuple[Rule, ...] | None = Field(default=None, min_length=1, description="rows that pass all of these; None: all rows")
     held_out: int = Field(gt=0)
+    sample_tokens: int | None = Field(default=None, gt=0, description="so many tokens of it are used, in its order; None: all")
     seed: int = 0
+    licence: str = Field(default="", description="what its owners allow, in words")
 
     def label(self) -> str:
         return self.name
 
 
 class HubCorpus(Spec):
-    """Documents of a Hugging Face data set."""
+    """Documents of a Hugging Face data set, streamed: only what is asked for comes over the network."""
 
     FOLDER = "corpora"
     PRODUCT = "corpus"
+    NOT_IDENTITY = frozenset({"licence"})
+    IF_GIVEN = frozenset({"filter", "sample_tokens"})
     kind: Literal["hub_corpus"] = "hub_corpus"
     name: str
     id: str
@@ -66,13 +96,38 @@ class HubCorpus(Spec):
     data_files: str | None = None
     split: str = "train"
     field: str = "text"
+    filter: tuple[Rule, ...] | None = Field(default=None, min_length=1, description="rows that pass all of these; None: all rows")
+    sample_tokens: int | None = Field(default=None, gt=0, description="so many tokens of it are used, in its order; None: all")
     available_tokens: int | None = Field(default=None, gt=0, description="how many tokens it holds, if that is known")
+    licence: str = Field(default="", description="what its owners allow, in words")
+
+    @property
+    def usable_tokens(self) -> int | None:
+        """What a mixture may take of it before it repeats, if that is known."""
+        return min((number for number in (self.sample_tokens, self.available_tokens) if number is not None), default=None)
 
     def label(self) -> str:
         return self.name
 
 
-Corpus = Annotated[BuiltinCorpus | FilesCorpus | HubCorpus, Field(discriminator="kind")]
+class TokenFilesCorpus(Spec):
+    """Ready-made token files (flat, without a header, as OLMo's `.npy` are), taken as they are and identified by their contents."""
+
+    FOLDER = "corpora"
+    PRODUCT = "corpus"
+    NOT_IDENTITY = frozenset({"files", "licence"})
+    kind: Literal["token_files_corpus"] = "token_files_corpus"
+    name: str
+    files: tuple[str, ...] = Field(min_length=1)
+    files_digest: str
+    dtype: Literal["uint16", "uint32"]
+    licence: str = Field(default="", description="what its owners allow, in words")
+
+    def label(self) -> str:
+        return self.name
+
+
+Corpus = Annotated[BuiltinCorpus | FilesCorpus | HubCorpus | TokenFilesCorpus, Field(discriminator="kind")]
 
 
 class BpeTokenizer(Spec):
@@ -105,51 +160,3 @@ class HubTokenizer(Spec):
 
 
 Tokenizer = Annotated[BpeTokenizer | HubTokenizer, Field(discriminator="kind")]
-
-
-class Tokens(Spec):
-    """One split of a corpus as a flat file of token ids, documents ended by EOS."""
-
-    FOLDER = "tokens"
-    PRODUCT = "token file"
-    kind: Literal["tokens"] = "tokens"
-    corpus: Corpus
-    split: Literal["train", "validation", "test"] = "train"
-    tokenizer: Tokenizer
-
-    def needs(self) -> tuple[Spec, ...]:
-        return (self.corpus, self.tokenizer)
-
-    def label(self) -> str:
-        return f"{self.corpus.name}-{self.split}"
-
-
-class Part(Spec):
-    """So many tokens of one corpus; `oversample` allows repeating it."""
-
-    corpus: Corpus
-    tokens: int = Field(gt=0)
-    oversample: bool = False
-
-
-class Mixture(Spec):
-    """What a model is trained on: exact token budgets per corpus."""
-
-    name: str
-    parts: tuple[Part, ...] = Field(min_length=1)
-    seed: int = 0
-    NOT_IDENTITY = frozenset({"name"})
-
-    @property
-    def tokens(self) -> int:
-        """The token budget of the whole mixture."""
-        return sum(part.tokens for part in self.parts)
-
-    @field_validator("parts")
-    @classmethod
-    def _each_corpus_once(cls, parts: tuple[Part, ...]) -> tuple[Part, ...]:
-        names = [part.corpus.name for part in parts]
-        twice = sorted({name for name in names if names.count(name) > 1})
-        if twice:
-            raise ValueError(f"corpus {twice[0]} stands twice in the mixture: give it one part with the sum of the tokens")
-        return parts

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
-
-from pydantic import Field
+from typing import Literal
 
 from cpt_lab.specs.base import Spec
-from cpt_lab.specs.checkpoints import Checkpoint, FolderCheckpoint, HubCheckpoint, TrainedCheckpoint
-from cpt_lab.specs.patched import Patched, loaded, weights_of
+from cpt_lab.specs.checkpoints import Checkpoint
+from cpt_lab.specs.patched import Weights, loaded, weights_of
 from cpt_lab.specs.protocols import Protocol
 
 
@@ -18,7 +16,7 @@ class Evaluation(Spec):
     FOLDER = "evaluations"
     PRODUCT = "evaluation"
     kind: Literal["evaluation"] = "evaluation"
-    checkpoint: Annotated[HubCheckpoint | FolderCheckpoint | TrainedCheckpoint | Patched, Field(discriminator="kind")]
+    checkpoint: Weights
     protocol: Protocol
 
     def needs(self) -> tuple[Spec, ...]:

@@ -8,11 +8,12 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, SerializeAsAny
 
 from cpt_lab.specs.base import Spec, key
-from cpt_lab.specs.checkpoints import FolderCheckpoint, HubCheckpoint, TrainedCheckpoint
-from cpt_lab.specs.corpora import BpeTokenizer, BuiltinCorpus, FilesCorpus, HubCorpus, HubTokenizer, Tokens
+from cpt_lab.specs.checkpoints import FolderCheckpoint, HubCheckpoint, Intermediate, OlmoCoreCheckpoint, SpectralWarmup, TrainedCheckpoint
+from cpt_lab.specs.corpora import BpeTokenizer, BuiltinCorpus, FilesCorpus, HubCorpus, HubTokenizer, TokenFilesCorpus
 from cpt_lab.specs.evaluations import Evaluation
 from cpt_lab.specs.fingerprints import Fingerprint
 from cpt_lab.specs.internals import AttentionEntropy, AttentionMaps, LayerSimilarity
+from cpt_lab.specs.mixtures import Contamination, Tokens
 from cpt_lab.specs.patched import Patched
 from cpt_lab.specs.protocols import Protocol
 from cpt_lab.specs.rankings import Correlation, Ranking, Unit
@@ -20,9 +21,11 @@ from cpt_lab.specs.rotations import Rotations
 from cpt_lab.specs.spectra import Spectra, SpectralColumns, SpectralPart
 
 STORED: tuple[type[Spec], ...] = (
-    *(BuiltinCorpus, FilesCorpus, HubCorpus, BpeTokenizer, HubTokenizer, Tokens),
-    *(HubCheckpoint, FolderCheckpoint, TrainedCheckpoint, SpectralPart, SpectralColumns, Spectra),
-    *(Fingerprint, Rotations, Ranking, Correlation, Patched, Protocol, Evaluation, AttentionEntropy, AttentionMaps, LayerSimilarity),
+    *(BuiltinCorpus, FilesCorpus, HubCorpus, TokenFilesCorpus, BpeTokenizer, HubTokenizer, Tokens, Contamination),
+    *(HubCheckpoint, FolderCheckpoint, OlmoCoreCheckpoint, TrainedCheckpoint, Intermediate, SpectralWarmup),
+    *(SpectralPart, SpectralColumns, Spectra),
+    *(Fingerprint, Rotations, Ranking, Correlation, Patched, Protocol, Evaluation),
+    *(AttentionEntropy, AttentionMaps, LayerSimilarity),
 )
 
 

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Literal
 
 from pydantic import Field, model_validator
 
 from cpt_lab.specs.base import Spec
-from cpt_lab.specs.checkpoints import FolderCheckpoint, HubCheckpoint, TrainedCheckpoint
-from cpt_lab.specs.patched import Patched, weights_of
+from cpt_lab.specs.patched import Weights, weights_of
 from cpt_lab.specs.protocols import Protocol
-
-Weights = Annotated[HubCheckpoint | FolderCheckpoint | TrainedCheckpoint | Patched, Field(discriminator="kind")]
 
 
 class Prompts(Spec):

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol, Self
 
 from pydantic import BaseModel, Field, SerializeAsAny, field_validator, model_validator
 
 from cpt_lab.specs.base import Spec, canonical_json
-from cpt_lab.specs.checkpoints import Checkpoint, ModelShape
+from cpt_lab.specs.checkpoints import (
+    Checkpoint,
+    FolderCheckpoint,
+    HubCheckpoint,
+    Intermediate,
+    ModelShape,
+    OlmoCoreCheckpoint,
+    TrainedCheckpoint,
+)
 from cpt_lab.specs.rankings import Ranking, Unit
 
 if TYPE_CHECKING:
@@ -93,6 +101,11 @@ class Patched(Spec):
 
     def label(self) -> str:
         return "-".join(change.label() for change in self.interventions)
+
+
+Weights = Annotated[
+    HubCheckpoint | FolderCheckpoint | TrainedCheckpoint | OlmoCoreCheckpoint | Intermediate | Patched, Field(discriminator="kind")
+]
 
 
 def loaded(checkpoint: Checkpoint | Patched) -> Checkpoint:

@@ -6,15 +6,16 @@ OLMo-core's callbacks are a base class, so this module needs it at import: impor
 from __future__ import annotations
 
 import json
-import math
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import psutil
 import torch
+import torch.distributed as dist
+from olmo_core.distributed.utils import broadcast_object, get_rank, get_world_size, is_distributed
 from olmo_core.train.callbacks import Callback, CheckpointerCallback
 from olmo_core.train.common import TRAIN_CE_LOSS_METRIC
 
@@ -23,6 +24,8 @@ from cpt_lab.training.engine import COLLECT_STEPS
 
 LINES = 500  # of metrics.jsonl at most, evenly spread over the steps
 MEGABYTE = 2**20
+VALIDATION = "validation"
+ASKED = "SIGUSR2 received by the process that started the ranks"
 NAMES = {
     TRAIN_CE_LOSS_METRIC: "loss",
     "train/Z loss": "z_loss",
@@ -37,61 +40,85 @@ class Diverged(ValueError):
 
 @dataclass
 class Recorder(Callback):
-    """Appends metrics to a jsonl file, tells the progress and stops a run whose loss is not finite."""
+    """Appends metrics to a jsonl file, tells the progress and stops a run whose loss is not finite, naming the batch."""
 
     path: Path
     steps: int
     report: Callable[[float, float, str], None]
+    blame: Callable[[int], str]  # step -> what its batch held
+    peak_flops: float = 0.0  # of all ranks together; 0: not known, no MFU
     _since: tuple[float, int] = (0.0, 0)
+    _losses: list[tuple[int, torch.Tensor]] = field(default_factory=list)
+    _began: bool = False
 
     def pre_train(self) -> None:
         """Drop what an interrupted run wrote after the state that this one goes on from."""
-        write_atomically(self.path, "".join(f"{line}\n" for line in lines_up_to(self.path, self.step)))
+        if get_rank() == 0:
+            write_atomically(self.path, "".join(f"{line}\n" for line in lines_up_to(self.path, self.step)))
         self._since = (time.perf_counter(), self.trainer.global_train_tokens_seen)
 
-    def post_train_batch(self) -> None:
-        if self.step % COLLECT_STEPS:
-            return
+    def pre_optim_step(self) -> None:
         loss = self.trainer.get_metric(TRAIN_CE_LOSS_METRIC)
-        if loss is not None and not math.isfinite(float(loss)):
-            raise Diverged(f"training diverged: loss {float(loss)} at step {self.step}: lower training.lr or raise training.warmup_tokens")
+        if loss is not None:
+            self._losses.append((self.step, loss.detach().clone()))
+
+    def post_train_batch(self) -> None:
+        if self.step % COLLECT_STEPS and self._began:
+            return
+        self._began = True  # as OLMo-core's trainer collects its metrics: after the first step, then every so many
+        bad = first_not_finite(self._losses, self.trainer.device)
+        self._losses.clear()
+        if bad is not None:
+            raise Diverged(
+                f"training diverged: the loss of step {bad} is no number: lower training.lr or raise training.warmup_tokens, or look at "
+                f"its batch, which held {self.blame(bad)}"
+            )
 
     def post_step(self) -> None:
-        self.report(self.trainer.global_train_tokens_seen, self.steps * self.trainer.global_batch_size, "tokens")
+        if get_rank() == 0:
+            self.report(self.trainer.global_train_tokens_seen, self.steps * self.trainer.global_batch_size, "tokens")
 
     def log_metrics(self, step: int, metrics: dict[str, float]) -> None:
-        if TRAIN_CE_LOSS_METRIC not in metrics:
+        if TRAIN_CE_LOSS_METRIC not in metrics or get_rank() != 0:
             return  # recorded before the first step of this process
-        if step % max(1, self.steps // LINES) and step != self.steps:
+        found = {**renamed(metrics), **validated(metrics)}
+        if step % max(1, self.steps // LINES) and step != self.steps and len(found) == len(renamed(metrics)):
             return
-        line = {"step": step, "tokens": step * self.trainer.global_batch_size, **renamed(metrics)}
-        line |= {"tokens_per_second": self._speed(), **system_metrics()}
+        line = {"step": step, "tokens": step * self.trainer.global_batch_size, "time": time.time(), **found}
+        line |= {**self._speed(), **system_metrics()}
         with self.path.open("a") as file:
             file.write(json.dumps(line) + "\n")
 
-    def _speed(self) -> float:
+    def _speed(self) -> dict[str, float]:
+        """Tokens per second of this attempt so far, and the share of the peak that their FLOPs are."""
         started, tokens = self._since
         seen: int = self.trainer.global_train_tokens_seen
-        return (seen - tokens) / max(time.perf_counter() - started, 1e-9)
+        speed = (seen - tokens) / max(time.perf_counter() - started, 1e-9)
+        if not self.peak_flops:
+            return {"tokens_per_second": speed}
+        flops = self.trainer.train_module.num_flops_per_token(self.trainer.train_module.max_sequence_length) or 0
+        return {"tokens_per_second": speed, "mfu": flops * speed / self.peak_flops}
 
 
 @dataclass
 class TimedCheckpointer(CheckpointerCallback):
-    """Keeps one state to resume from: every so many minutes, and when the run is told to stop."""
+    """Keeps the last states to resume from: every so many minutes, and when the run is told to stop. Each time the disk is looked at."""
 
     save_interval: int | None = None
     pre_train_checkpoint: bool | None = False
     save_async: bool | None = False
     max_checkpoints: int | None = 1
     minutes: float = 20.0
+    check_room: Callable[[], None] = lambda: None
     _last: float = 0.0
 
     def pre_train(self) -> None:
         super().pre_train()
+        self._checkpoints = [path for _, path in sorted(self.checkpointer.find_checkpoints(self.save_folder))]  # of earlier attempts
         self._last = time.monotonic()
 
     def post_train_batch(self) -> None:
-        if time.monotonic() - self._last >= 60 * self.minutes:
+        if self._is_due():
             self._checkpoints.append(self._save_checkpoint())
             self._trim_checkpoints()
             self._remove_old_checkpoints()
@@ -100,6 +127,61 @@ class TimedCheckpointer(CheckpointerCallback):
     def post_train(self) -> None:
         if self.trainer.is_canceled:
             super().post_train()
+
+    def _is_due(self) -> bool:
+        """Rank 0's clock decides for all."""
+        due = time.monotonic() - self._last >= 60 * self.minutes
+        if get_world_size() == 1:
+            return due
+        if self.step % COLLECT_STEPS:
+            return False
+        return bool(broadcast_object(due))
+
+    def _save_checkpoint(self, save_async: bool | None = None, ephemeral: bool = False) -> str:
+        self.check_room()
+        return str(super()._save_checkpoint(save_async, ephemeral))
+
+
+@dataclass
+class IntermediateKeeper(Callback):
+    """Saves the weights after chosen steps."""
+
+    priority: ClassVar[int] = 2  # before the checkpointer: a state that is kept after a step knows that its weights are
+    steps: frozenset[int]
+    save: Callable[[int], None]  # step -> nothing
+
+    def post_train_batch(self) -> None:
+        if self.step in self.steps:
+            self.save(self.step)
+
+
+@dataclass
+class Stopper(Callback):
+    """Cancels the run when the process that started its ranks asks for it."""
+
+    asked: Callable[[], bool]
+
+    def post_train_batch(self) -> None:
+        if self.step % COLLECT_STEPS == 0 and get_rank() == 0 and self.asked():
+            self.trainer.cancel_run(ASKED)
+
+
+def first_not_finite(losses: Sequence[tuple[int, torch.Tensor]], device: torch.device) -> int | None:
+    """The first of these steps whose loss is not finite on any rank."""
+    values = [torch.isfinite(loss).all().to(device) for _, loss in losses]
+    steps = [step for step, _ in losses]
+    if not steps:
+        return None
+    finite = torch.stack(values).to(torch.int32)
+    if is_distributed():
+        dist.all_reduce(finite, op=dist.ReduceOp.MIN)
+    bad = (finite == 0).nonzero().flatten().tolist()
+    return steps[bad[0]] if bad else None
+
+
+def validated(metrics: dict[str, float]) -> dict[str, float]:
+    """Of OLMo-core's metrics those of held-out documents: `validation/CORPUS/loss` and `.../perplexity`."""
+    return {name: value for name, value in metrics.items() if name.startswith(f"{VALIDATION}/")}
 
 
 def lines_up_to(path: Path, step: int) -> list[str]:

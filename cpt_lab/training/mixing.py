@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cpt_lab.data.documents import read_manifest
 from cpt_lab.data.tokens import check_budget, read_tokens
+from cpt_lab.specs import digest
+from cpt_lab.store import read_json, write_atomically
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,30 +32,55 @@ class Mixed:
     epochs: dict[str, float]
 
 
+@dataclass(frozen=True)
+class Layout:
+    """Where the documents of a mixed file come from, in its order: the source's number, the bounds in its token file."""
+
+    source: np.ndarray  # documents
+    bounds: np.ndarray  # documents x 2
+
+
 def mix(mixture: Mixture, sources: Sequence[Path], path: Path, *, tokenizer: Path) -> Mixed:
     """Write to `path` exactly `part.tokens` tokens of each part, documents in a random order drawn from `mixture.seed`.
 
-    A source is gone through in a new order every epoch; only its last document may be cut. ValueError if a budget is larger than its
-    source without `oversample`, or if a token file has changed or belongs to another tokenizer.
+    A source is gone through in a new order every epoch; only its last document may be cut. A file that stands there whole is taken as it
+    is. ValueError if a budget is larger than its source without `oversample`, or if a token file has changed or belongs to another
+    tokenizer.
     """
-    import numpy as np
-
-    generator = np.random.default_rng(mixture.seed)
+    known = _known(mixture, path)
+    if known is not None:
+        return known
     manifests = [read_manifest(source) for source in sources]
     for part, manifest in zip(mixture.parts, manifests, strict=True):
         check_budget(part, manifest["tokens"])
     arrays = [read_tokens(source, tokenizer=tokenizer) for source in sources]
-    eos = manifests[0]["eos"]
+    found = layout(mixture, arrays, manifests[0]["eos"])
+    dtype = max(
+        (manifest["dtype"] for manifest in manifests), key=lambda name: int(name.removeprefix("uint"))
+    )  # ready-made files may differ
+    beside = path.with_suffix(".part")
+    with beside.open("wb") as file:
+        for source, (start, stop) in zip(found.source, found.bounds, strict=True):
+            file.write(arrays[source][start:stop].astype(dtype, copy=False).tobytes())
+    os.replace(beside, path)
+    eos, epochs = manifests[0]["eos"], epochs_of(mixture, manifests)
+    mixed = Mixed(path, dtype, mixture.tokens, manifests[0]["vocab_size"], eos, epochs)
+    facts = {**asdict(mixed), "path": path.name, "bytes": path.stat().st_size, "mixture": digest(mixture)}
+    write_atomically(path.with_suffix(".json"), json.dumps(facts))
+    return mixed
+
+
+def layout(mixture: Mixture, arrays: Sequence[np.ndarray], eos: int) -> Layout:
+    """The documents of the mixed file of these token files, in its order."""
+    import numpy as np
+
+    generator = np.random.default_rng(mixture.seed)
     pieces = [
-        (index, start, stop)
-        for index, (part, array) in enumerate(zip(mixture.parts, arrays, strict=True))
-        for start, stop in documents_up_to(part.tokens, document_bounds(array, eos), generator)
+        documents_up_to(part.tokens, document_bounds(array, eos), generator) for part, array in zip(mixture.parts, arrays, strict=True)
     ]
-    with path.open("wb") as file:
-        for index in generator.permutation(len(pieces)):
-            source, start, stop = pieces[index]
-            file.write(arrays[source][start:stop].tobytes())
-    return Mixed(path, manifests[0]["dtype"], mixture.tokens, manifests[0]["vocab_size"], eos, epochs_of(mixture, manifests))
+    source = np.repeat(np.arange(len(pieces)), [len(piece) for piece in pieces])
+    order = generator.permutation(len(source))
+    return Layout(source[order], np.concatenate(pieces)[order])
 
 
 def epochs_of(mixture: Mixture, manifests: Sequence[dict[str, Any]]) -> dict[str, float]:
@@ -67,13 +96,55 @@ def document_bounds(tokens: np.ndarray, eos: int) -> np.ndarray:
     return np.stack([np.concatenate([[0], stops[:-1]]), stops], axis=1)
 
 
-def documents_up_to(budget: int, bounds: np.ndarray, generator: np.random.Generator) -> Iterator[tuple[int, int]]:
-    """Bounds of documents, epoch after epoch in new orders, until their lengths sum up to the budget; the last one is cut to fit."""
-    left = budget
+def documents_up_to(budget: int, bounds: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    """Bounds of documents, epoch after epoch in new orders, until their lengths sum up to the budget; the last one is cut to fit.
+
+    ValueError if there is no document.
+    """
+    import numpy as np
+
+    if not len(bounds):
+        raise ValueError(
+            "a token file of the mixture holds no whole document: see that documents end with the tokenizer's end-of-text token"
+        )
+    taken, left = [bounds[:0]], budget
     while left:
-        for start, stop in bounds[generator.permutation(len(bounds))]:
-            taken = min(int(stop - start), left)
-            yield int(start), int(start) + taken
-            left -= taken
-            if not left:
-                return
+        epoch = bounds[generator.permutation(len(bounds))]
+        reached = np.cumsum(epoch[:, 1] - epoch[:, 0])
+        count = int(np.searchsorted(reached, left)) + 1  # documents that reach what is left
+        epoch = epoch[:count]
+        over = max(int(reached[min(count, len(reached)) - 1]) - left, 0)
+        epoch[-1, 1] -= over
+        taken.append(epoch)
+        left -= int((epoch[:, 1] - epoch[:, 0]).sum())
+    return np.concatenate(taken)
+
+
+def documents_of(
+    mixture: Mixture, sources: Sequence[Path], sequences: Sequence[int], *, tokenizer: Path, length: int
+) -> dict[str, list[int]]:
+    """Corpus name -> numbers of its documents, from 0, that stand in these sequences of `length` tokens of the mixed file."""
+    import numpy as np
+
+    arrays, eos = [read_tokens(source, tokenizer=tokenizer) for source in sources], read_manifest(sources[0])["eos"]
+    found = layout(mixture, arrays, eos)
+    ends = np.cumsum(found.bounds[:, 1] - found.bounds[:, 0])
+    first = np.searchsorted(ends, np.asarray(sequences) * length, side="right")
+    last = np.searchsorted(ends, (np.asarray(sequences) + 1) * length - 1, side="right")
+    pieces = np.unique(np.concatenate([np.arange(one, other + 1) for one, other in zip(first, last, strict=True)]))
+    named = {}
+    for number, part in enumerate(mixture.parts):
+        starts = document_bounds(arrays[number], eos)[:, 0]
+        mine = pieces[found.source[pieces] == number]
+        if len(mine):
+            named[part.corpus.name] = np.unique(np.searchsorted(starts, found.bounds[mine, 0])).tolist()
+    return named
+
+
+def _known(mixture: Mixture, path: Path) -> Mixed | None:
+    """What an earlier attempt wrote whole."""
+    facts = read_json(path.with_suffix(".json"))
+    size, of = facts.pop("bytes", None), facts.pop("mixture", None)
+    if not path.exists() or size != path.stat().st_size or of != digest(mixture):
+        return None
+    return Mixed(**{**facts, "path": path})

@@ -6,53 +6,177 @@ import json
 import shutil
 import signal
 import time
-import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cpt_lab.store import write_atomically
+from cpt_lab.training import checks, mixing, ranks, saving
 
 if TYPE_CHECKING:
-    from olmo_core.nn.transformer import Transformer
+    from olmo_core.data import NumpyDataLoaderBase
     from olmo_core.train import Trainer
+    from olmo_core.train.callbacks import Callback
+    from olmo_core.train.train_module import TransformerTrainModule
 
     from cpt_lab.execution import Execution
-    from cpt_lab.specs import ModelShape, TrainedCheckpoint
+    from cpt_lab.specs import TrainedCheckpoint
     from cpt_lab.store import Workspace
+    from cpt_lab.training.mixing import Mixed
 
 
-def train(spec: TrainedCheckpoint, work: Workspace, *, tokens: list[Path], tokenizer: Path, start: Path | None, how: Execution) -> None:
+@dataclass(frozen=True)
+class Inputs:
+    """Where a run finds what it needs, and what it leaves beside its last weights."""
+
+    tokens: tuple[Path, ...]  # token files of the mixture's parts, in order
+    tokenizer: Path
+    start: Path | None = None  # the checkpoint folder of the spec's start
+    held_out: Mapping[str, Path] = field(default_factory=dict)  # corpus name -> its folder, for validation
+    keep: tuple[int, ...] = ()  # tokens after which the weights are kept too
+    until: int | None = None  # tokens after which the run ends, its schedule unchanged: only the weights of this place are wanted
+
+    def dumped(self) -> dict[str, Any]:
+        """As plain JSON values."""
+        places = {name: str(path) for name, path in self.held_out.items()}
+        start = None if self.start is None else str(self.start)
+        paths = {"tokens": [*map(str, self.tokens)], "tokenizer": str(self.tokenizer), "start": start, "held_out": places}
+        return {**paths, "keep": self.keep, "until": self.until}
+
+    @classmethod
+    def loaded(cls, told: Mapping[str, Any]) -> Inputs:
+        """What `dumped` gave."""
+        start = None if told["start"] is None else Path(told["start"])
+        places = {name: Path(path) for name, path in told["held_out"].items()}
+        return cls(tuple(map(Path, told["tokens"])), Path(told["tokenizer"]), start, places, tuple(told["keep"]), told["until"])
+
+
+def train(spec: TrainedCheckpoint, work: Workspace, *, inputs: Inputs, how: Execution) -> None:
     """Write a Hugging Face checkpoint (weights, config, generation config, tokenizer), metrics.jsonl and training.json.
 
-    `tokens` are the token files of the mixture's parts in order, `start` the checkpoint folder of `spec.start`; the optimiser starts
-    fresh (P is silent on its state). The state is kept in the scratch folder every `how.checkpoint_minutes`, and an interrupted run goes
-    on from there. ValueError for a budget that a source cannot fill, shapes that do not fit, or a loss that is not finite;
-    InterruptedError after a signal.
+    Weights that are kept on the way are folders of the same kind below `intermediates`; with `inputs.until` those are all there is. One
+    process per GPU of the node, or of all nodes of a SLURM job. The optimiser starts fresh (P is silent on its state) unless `start` is
+    OLMo-core's and has one. The state is kept in the scratch folder every `how.checkpoint_minutes`, and an interrupted run goes on from
+    there. ValueError for a budget that a source cannot fill, shapes that do not fit, or a loss that is not finite; OSError (ENOSPC) if
+    the disk is too small; InterruptedError after a signal.
     """
-    from cpt_lab.training import engine, mixing
-    from cpt_lab.training.callbacks import Recorder, TimedCheckpointer
-
-    began = time.perf_counter()
     work.scratch.mkdir(parents=True, exist_ok=True)
-    device = how.on_device()
-    mixed = mixing.mix(spec.mixture, tokens, work.scratch / "mixture.npy", tokenizer=tokenizer)
-    check_vocabulary(mixed.vocab_size, spec.shape)
+    team = ranks.team(how)
+    ranks.check(spec.recipe.batch_sequences, team.size)
+    checks.check_tokenizer(inputs.start, inputs.tokenizer)
+    try:
+        if team.size == 1:
+            train_here(spec, work, inputs=inputs, how=how)
+        else:
+            told: dict[str, Any] = {"spec": spec.model_dump(mode="json"), "how": how.model_dump(mode="json"), "inputs": inputs.dumped()}
+            told |= {"folder": str(work.folder), "product": str(work.product)}
+            ranks.run(told, work.scratch, team, device=how.on_device(), threads=how.threads)
+    except (RuntimeError, MemoryError) as error:
+        from cpt_lab.training import engine
+
+        micro_batch = engine.micro_batch(spec.shape, spec.recipe, ranks=team, device=how.on_device(), how=how)
+        checks.explain_memory(error, spec.recipe, micro_batch=micro_batch)
+        raise
+
+
+def train_here(spec: TrainedCheckpoint, work: Workspace, *, inputs: Inputs, how: Execution) -> None:
+    """`train` in this process, the only one of the run or one of its ranks."""
+    from olmo_core.distributed.utils import get_rank
+
+    from cpt_lab.training import engine, spectra_callback
+
+    began, device = time.perf_counter(), how.on_device()
+    states = how.keep_states + (how.keep_states > 0)  # a new one is whole before the oldest goes
+    if get_rank() == 0:
+        checks.check_room(work.scratch, spec.shape, states=states, folders=1 + len(kept_steps(spec, inputs.keep, how)))
+    mixed = first_alone(lambda: mixing.mix(spec.mixture, inputs.tokens, work.scratch / "mixture.npy", tokenizer=inputs.tokenizer))
+    checks.check_vocabulary(mixed.vocab_size, spec.shape)
     with threads(how.threads), no_progress_bars():
-        module = engine.build_train_module(spec.shape, spec.recipe, start=start, device=device, how=how)
-        loader = engine.build_loader(mixed, spec.recipe, scratch=work.scratch, device=device)
-        steps = mixed.tokens // spec.recipe.batch_tokens
-        callbacks = {
-            "recorder": Recorder(path=work.scratch / "metrics.jsonl", steps=steps, report=work.progress),
-            "checkpointer": TimedCheckpointer(minutes=how.checkpoint_minutes),
-        }
-        trainer = engine.build_trainer(module, loader, scratch=work.scratch, device=device, callbacks=callbacks)
+        module = engine.build_train_module(spec.shape, spec.recipe, start=inputs.start, device=device, how=how, scratch=work.scratch)
+        group = module.dp_process_group
+        loader = engine.build_loader(mixed, spec.recipe, scratch=work.scratch, device=device, dp_group=group)
+        callbacks = watchers(spec, work, inputs=inputs, how=how, module=module, loader=loader)
+        last = None if inputs.until is None else inputs.until // spec.recipe.batch_tokens
+        trainer = engine.build_trainer(module, loader, scratch=work.scratch, device=device, callbacks=callbacks, last_step=last)
         fit(trainer)
-        save_checkpoint(module.model, spec.shape, tokenizer=tokenizer, folder=work.product)
-    shutil.copyfile(work.scratch / "metrics.jsonl", work.product / "metrics.jsonl")
-    facts = summary(time.perf_counter() - began, steps, tokens=steps * spec.recipe.batch_tokens, epochs=mixed.epochs)
-    (work.product / "training.json").write_text(json.dumps(facts, indent=1))
+        if last is not None:
+            return
+        saving.save_checkpoint(module.model, spec.shape, tokenizer=inputs.tokenizer, folder=work.product)
+    if get_rank() == 0:
+        saving.publish_intermediates(work.scratch, work.product)
+        spectra_callback.collect(work.scratch / "spectra", work.product)
+        shutil.copyfile(work.scratch / "metrics.jsonl", work.product / "metrics.jsonl")
+        tokens = spec.steps * spec.recipe.batch_tokens
+        facts = summary(time.perf_counter() - began, spec.steps, tokens=tokens, epochs=mixed.epochs)
+        (work.product / "training.json").write_text(json.dumps(facts, indent=1))
+
+
+def watchers(
+    spec: TrainedCheckpoint, work: Workspace, *, inputs: Inputs, how: Execution, module: TransformerTrainModule, loader: NumpyDataLoaderBase
+) -> dict[str, Callback]:
+    """What happens beside the steps of a run: metrics, validation, states, weights on the way, spectra, the wish to stop."""
+    from cpt_lab.training.callbacks import IntermediateKeeper, Recorder, Stopper, TimedCheckpointer
+    from cpt_lab.training.spectra_callback import SpectraCallback
+    from cpt_lab.training.validation import Validator, held_out, steps_of
+
+    recipe, shape, model = spec.recipe, spec.shape, module.model
+
+    def blame(step: int) -> str:
+        length, each = recipe.sequence_length, recipe.batch_sequences
+        sequences = loader.get_global_indices()[(step - 1) * each : step * each].tolist()
+        named = mixing.documents_of(spec.mixture, inputs.tokens, sequences, tokenizer=inputs.tokenizer, length=length)
+        return checks.words(named, work.scratch / "diverged.json")
+
+    def save(step: int) -> None:
+        checks.check_room(work.scratch, shape, folders=1)
+        tokens = step * recipe.batch_tokens
+        saving.save_intermediate(model, shape, tokenizer=inputs.tokenizer, scratch=work.scratch, tokens=tokens)
+
+    metrics, peak = work.scratch / "metrics.jsonl", checks.peak_flops(recipe, device=how.on_device())
+    found: dict[str, Callback] = {
+        "recorder": Recorder(path=metrics, steps=spec.steps, report=work.progress, blame=blame, peak_flops=peak),
+        "checkpointer": TimedCheckpointer(
+            minutes=how.checkpoint_minutes,
+            max_checkpoints=how.keep_states,
+            check_room=lambda: checks.check_room(work.scratch, shape, states=1),
+        ),
+        "stopper": Stopper(asked=lambda: ranks.asked_to_stop(work.scratch)),
+    }
+    if keep := kept_steps(spec, inputs.keep, how):
+        found["keeper"] = IntermediateKeeper(steps=keep, save=save)
+    if how.validations and (domains := held_out(inputs.held_out, tokenizer=inputs.tokenizer, length=recipe.sequence_length)):
+        found["validator"] = Validator(domains=domains, steps=steps_of(how.validations, spec.steps))
+    if spec.watch is not None:
+        found["spectra"] = SpectraCallback(
+            folder=work.scratch / "spectra",
+            shape=shape,
+            watch=spec.watch,
+            steps=spec.steps,
+            share=how.spectra_share,
+            threads=how.threads,
+        )
+    return found
+
+
+def kept_steps(spec: TrainedCheckpoint, keep: Sequence[int], how: Execution) -> frozenset[int]:
+    """The steps before the last whose weights are kept: those that somebody wants, and those that `how` asks for, to the nearest step."""
+    batch, whole = spec.recipe.batch_tokens, spec.steps * spec.recipe.batch_tokens
+    regular = range(how.keep_every, whole, how.keep_every) if how.keep_every else ()
+    steps = {max(1, round(tokens / batch)) for tokens in (*keep, *how.keep_at, *regular)}
+    return frozenset(step for step in steps if step < spec.steps)
+
+
+def first_alone(work: Callable[[], Mixed]) -> Mixed:
+    """Do it on rank 0, then on the others, who find it done."""
+    from olmo_core.distributed.utils import barrier, get_rank
+
+    if get_rank() != 0:
+        barrier()
+    made = work()
+    if get_rank() == 0:
+        barrier()
+    return made
 
 
 def fit(trainer: Trainer) -> None:
@@ -60,8 +184,7 @@ def fit(trainer: Trainer) -> None:
 
     InterruptedError if it was stopped and that handler came back.
     """
-    with usr2_cancels(trainer), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="torch.distributed is disabled", category=UserWarning)  # one process is what we want
+    with usr2_cancels(trainer), saving.alone():
         trainer.fit()
     if trainer.is_canceled:
         reason = str(trainer._cancel_reason)
@@ -80,36 +203,9 @@ def usr2_cancels(trainer: Trainer) -> Iterator[None]:
         signal.signal(signal.SIGUSR2, before)
 
 
-def save_checkpoint(model: Transformer, shape: ModelShape, *, tokenizer: Path, folder: Path) -> None:
-    """Write the model and its tokenizer as a folder that `AutoModelForCausalLM` and `AutoTokenizer` load."""
-    from olmo_core.nn.hf.checkpoint import save_hf_model
-    from transformers import AutoTokenizer
-
-    save_hf_model(folder, model.state_dict(), model, AutoTokenizer.from_pretrained(tokenizer), save_overwrite=True)
-    for file in tokenizer.iterdir():
-        if file.name != "manifest.json":
-            shutil.copyfile(file, folder / file.name)
-    # OLMo-core writes no context length, and asks for sampling where every evaluation of ours is greedy unless it says otherwise.
-    rewrite(folder / "config.json", max_position_embeddings=shape.context)
-    rewrite(folder / "generation_config.json", do_sample=False)
-
-
-def rewrite(path: Path, **fields: Any) -> None:
-    """Set fields of a JSON object on disk."""
-    write_atomically(path, json.dumps(json.loads(path.read_text()) | fields, indent=2, sort_keys=True) + "\n")
-
-
 def summary(seconds: float, steps: int, *, tokens: int, epochs: dict[str, float]) -> dict[str, Any]:
     """The run in numbers; tokens per second over everything, loading and saving included."""
     return {"seconds": seconds, "steps": steps, "tokens": tokens, "tokens_per_second": tokens / seconds, "epochs": epochs}
-
-
-def check_vocabulary(needed: int, shape: ModelShape) -> None:
-    """ValueError if the tokenizer has more tokens than the model has rows."""
-    if needed > shape.vocab_size:
-        raise ValueError(
-            f"the tokenizer has {needed} tokens, but model {shape.name} has {shape.vocab_size} embeddings: raise model.shape.vocab_size"
-        )
 
 
 @contextmanager
