@@ -13,14 +13,18 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
+MANY = 2  # interventions of a study: its question is then about more than one figure shows
+
+
 def sentences(*parts: str) -> str:
     """The parts that say something, as sentences."""
     return " ".join(part if part.endswith((".", "?", "!")) else f"{part}." for part in parts if part)
 
 
 def title(results: Results, shown: str) -> str:
-    """What the study asks, or its name and what is shown."""
-    return results.question or f"{results.name}: {shown}"
+    """What the study asks, if it does one thing to the weights; else its name and what is shown."""
+    done = set(results.points["intervention"].dropna()) - {"none"}
+    return results.question if results.question and len(done) < MANY else f"{results.name}: {shown}"
 
 
 def short(name: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -68,21 +69,38 @@ def curves(table: pd.DataFrame, metric: str) -> list[Curve]:
     rewound = table[table["fraction"].notna() & table["criterion"].notna()] if "fraction" in table else table.iloc[:0]
     if rewound.empty:
         raise ValueError(f"study {table.attrs.get('study', '')!r} has no points that rewind by a ranking: there is no curve to draw")
-    others = [name for name in table.attrs["varies"] if name not in ("criterion", "direction", "fraction") and not name.endswith("seed")]
+    others = also_varies(rewound, table.attrs["varies"])
     groups = rewound.groupby(["criterion", "direction", *others], sort=False, dropna=False)
     return [_curve(names, rows, metric, others=others, alike=_alike(rewound, rows, others)) for names, rows in groups]
 
 
+def also_varies(rewound: pd.DataFrame, varies: Sequence[str]) -> list[str]:
+    """What else a sweep varies among its rewound points; other points of the same study may vary in more."""
+    own = ("criterion", "direction", "fraction")
+    return [name for name in varies if name not in own and not name.endswith("seed") and rewound[name].nunique(dropna=False) > 1]
+
+
 def references(table: pd.DataFrame, metric: str) -> dict[str, float]:
-    """Horizontal lines: the model with nothing rewound, if that is one model, and every finished point that is no rewind, by name."""
+    """Horizontal lines: the model with nothing rewound, if that is one model, and finished unedited points of the models rewound, by name.
+
+    Those are the rewound model itself and the bases of the same model and pre-training.
+    """
     lines = {}
-    plain = table[table["fraction"].isna() & table[metric].notna()]
+    plain = table[table["fraction"].isna() & table[metric].notna() & _unedited(table)]
     for name, value in zip(plain["name"], plain[metric], strict=True):
         lines[str(name)] = float(value)
     untouched = table[(table["fraction"] == 0) & table[metric].notna()]
     if untouched["key"].nunique() == 1:
         lines.setdefault("nothing rewound", float(untouched[metric].iloc[0]))
     return lines
+
+
+def _unedited(table: pd.DataFrame) -> pd.Series[bool]:
+    """The unedited points of what is rewound, and the bases of the same model and as many tokens."""
+    rewound = table[table["fraction"].notna()]
+    starts = set(zip(rewound["model"], rewound["pretrain_tokens"].map(str), strict=True))
+    of_start = [pair in starts for pair in zip(table["model"], table["pretrain_tokens"].map(str), strict=True)]
+    return (table["intervention"] == "none") & (table["tuned"].isin(rewound["tuned"]) | ((table["role"] == "base") & of_start))
 
 
 def _alike(rewound: pd.DataFrame, rows: pd.DataFrame, others: list[str]) -> pd.DataFrame:

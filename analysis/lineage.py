@@ -9,7 +9,19 @@ from typing import Any
 from cpt_lab.interventions.soup import Soup
 from cpt_lab.interventions.transplant import Transplant
 from cpt_lab.interventions.truncate import Truncate
-from cpt_lab.specs import Checkpoint, Evaluation, FolderCheckpoint, HubCheckpoint, Mixture, Patched, Spec, TrainedCheckpoint, key
+from cpt_lab.specs import (
+    Checkpoint,
+    Evaluation,
+    FolderCheckpoint,
+    HubCheckpoint,
+    Intermediate,
+    Mixture,
+    Patched,
+    Spec,
+    SpectralWarmup,
+    TrainedCheckpoint,
+    key,
+)
 
 COLUMNS = (
     *("model", "size", "parameters", "role", "mixture", "domain", "cpt_tokens", "math_tokens", "pretrain_tokens"),
@@ -32,7 +44,7 @@ def columns(spec: Spec, known: dict[tuple[str, str], str] | None = None) -> dict
     it by protocol and checkpoint for the next point.
     """
     given: Checkpoint | Patched | None = getattr(spec, "checkpoint", spec if isinstance(spec, Patched) else None)
-    if not isinstance(given, HubCheckpoint | FolderCheckpoint | TrainedCheckpoint | Patched):
+    if not isinstance(given, HubCheckpoint | FolderCheckpoint | TrainedCheckpoint | Intermediate | Patched):
         return dict.fromkeys(COLUMNS)
     start = given.tuned if isinstance(given, Patched) else given
     found = {**dict.fromkeys(COLUMNS), **origin(start), "tuned": key(start), **_done_to(given)}
@@ -50,15 +62,19 @@ def origin(checkpoint: Checkpoint) -> dict[str, Any]:
     found = {"model": shape.name, "size": size(shape.name, shape.parameters), "parameters": shape.parameters, "role": "base"}
     if isinstance(checkpoint, HubCheckpoint):
         return {**found, "pretrain_tokens": tokens_of_revision(checkpoint.revision)}
-    if isinstance(checkpoint, FolderCheckpoint):
-        return found
-    if checkpoint.start is None:
-        return {**found, **_data(checkpoint.mixture), "pretrain_tokens": checkpoint.mixture.tokens}
-    before = origin(checkpoint.start)
-    tokens = (before.get("cpt_tokens") or 0) + checkpoint.mixture.tokens
-    math = sum(part.tokens for part in checkpoint.mixture.parts if DOMAIN_OF.get(part.corpus.name) == "math")
-    of_cpt = {"cpt_tokens": tokens, "math_tokens": (before.get("math_tokens") or 0) + math}
-    return {**before, "role": "tuned", **_data(checkpoint.mixture), **of_cpt}
+    if isinstance(checkpoint, TrainedCheckpoint):
+        return _trained(checkpoint, checkpoint.mixture.tokens, found)
+    return _trained(checkpoint.of, checkpoint.tokens, found) if isinstance(checkpoint, Intermediate) else found
+
+
+def _trained(run: TrainedCheckpoint, seen: int, found: Mapping[str, Any]) -> dict[str, Any]:
+    """What a training run has become after so many of its tokens."""
+    if run.start is None or isinstance(run.start, SpectralWarmup):
+        return {**found, **_data(run.mixture), "pretrain_tokens": seen}
+    before = origin(run.start)
+    math = sum(part.tokens for part in run.mixture.parts if DOMAIN_OF.get(part.corpus.name) == "math") * seen // run.mixture.tokens
+    of_cpt = {"cpt_tokens": (before.get("cpt_tokens") or 0) + seen, "math_tokens": (before.get("math_tokens") or 0) + math}
+    return {**before, "role": "tuned", **_data(run.mixture), **of_cpt}
 
 
 def domain(mixture: Mixture) -> str:
@@ -87,9 +103,13 @@ def size(name: str, parameters: int) -> str:
 
 
 def called(checkpoint: Checkpoint) -> str:
-    """What people call a checkpoint: its CPT mixture, its hub id and revision, its folder."""
+    """What people call a checkpoint: its training mixture, its hub id and revision, its folder."""
     if isinstance(checkpoint, TrainedCheckpoint):
         return checkpoint.mixture.name
+    if isinstance(checkpoint, Intermediate):
+        return f"{called(checkpoint.of)} at {checkpoint.tokens:,}"
+    if isinstance(checkpoint, SpectralWarmup):
+        return f"warm-up like {called(checkpoint.reference)}"
     if isinstance(checkpoint, HubCheckpoint):
         return f"{checkpoint.id.split('/')[-1]} {checkpoint.revision}"
     return checkpoint.path.rstrip("/").rsplit("/", 1)[-1]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from analysis.curves import also_varies
 from analysis.paired import Outcomes, Test, one_sample
 from analysis.results import Results, is_share
 from cpt_lab.evaluation.statistics import mean, standard_error
@@ -79,8 +80,8 @@ def scale(results: Results, metric: str) -> float:
 
 
 def _orders(done: pd.DataFrame, table: pd.DataFrame, outcomes: Outcomes) -> Iterator[Order]:
-    others = [name for name in table.attrs["varies"] if name not in ("criterion", "direction", "fraction") and not name.endswith("seed")]
     wanted = table[table["fraction"].notna() & table["criterion"].notna()]
+    others = also_varies(wanted, table.attrs["varies"])
     for names, rows in done.groupby(["criterion", "direction", *others], sort=False, dropna=False):
         alike, asked = _alike(done, rows, others), _same(wanted, rows, ["criterion", "direction", *others])
         ends = {end: str(at["key"].iloc[0]) for end in ENDS if len(at := alike[alike["fraction"] == end])}

@@ -25,7 +25,7 @@ def named(overrides: Sequence[Sequence[str]]) -> list[dict[str, str]]:
     keys = list(dict.fromkeys(key for row in rows for key in row))
     swept = [key for key in keys if len({row.get(key) for row in rows}) > 1]
     short = {key: key.split(".")[-1] for key in swept}
-    columns = {key: name if list(short.values()).count(name) == 1 else key for key, name in short.items()}
+    columns = {key: name if list(short.values()).count(name) == 1 else _apart(key) for key, name in short.items()}
     return [{columns[key]: row[key] for key in swept if key in row} for row in rows]
 
 
@@ -433,6 +433,11 @@ _TARGETS: dict[str, Callable[[Config], specs.Spec]] = {
 def _split(override: str) -> tuple[str, str]:
     name, _, value = override.lstrip("+~").partition("=")
     return name, value
+
+
+def _apart(key: str) -> str:
+    """A column of a name that others have too: the whole key, of a choice `mixture@pretrain.mixture` its place as `pretrain_mixture`."""
+    return key.partition("@")[2].replace(".", "_") or key
 
 
 def _short(number: float) -> str:

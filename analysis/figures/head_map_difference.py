@@ -55,15 +55,24 @@ def _of_rankings(results: Results, wanted: str | None) -> dict[str, list[Map]]:
 
 def _of_spectra(results: Results, measure: str, role: str) -> dict[str, list[Map]]:
     """The measure of one role of the tables that compare a model with its base."""
-    found: dict[str, list[Map]] = {}
+    by_base: dict[str, dict[str, list[Map]]] = {}
     for each in results.tables:
         if each.spec.against is not None and measure in each.spec.measures:
             cells = _cells(each, measure, role)
             if cells is not None:
-                found.setdefault(_sizes(each.spec.checkpoint.shape), []).append(
-                    Map(called(each.spec.checkpoint), cells, key(each.spec.checkpoint))
-                )
-    return {f"{measure}_{role}{f'_{place}' if place else ''}": _once(maps) for place, maps in enumerate(found.values())}
+                of_size = by_base.setdefault(_sizes(each.spec.checkpoint.shape), {})
+                made = Map(called(each.spec.checkpoint), cells, key(each.spec.checkpoint))
+                of_size.setdefault(called(each.spec.against), []).append(made)
+    groups = [(place, *group) for place, bases in enumerate(by_base.values()) for group in _groups(bases)]
+    return {" ".join(filter(None, (f"{measure}_{role}{f'_{place}' if place else ''}", after))): maps for place, after, maps in groups}
+
+
+def _groups(by_base: dict[str, list[Map]]) -> list[tuple[str, list[Map]]]:
+    """The maps of each base beside each other, with its name; all in one row if there is one base, or a base has one map only."""
+    groups = {base: _once(maps) for base, maps in by_base.items()}
+    if len(groups) > 1 and all(len(maps) > 1 for maps in groups.values()):
+        return [(f"after {base}", maps) for base, maps in groups.items()]
+    return [("", _once([each for maps in groups.values() for each in maps]))]
 
 
 def _cells(table: SpectraOf, measure: str, role: str) -> NDArray[np.float64] | None:
@@ -98,7 +107,7 @@ def _drawing(name: str, maps: Sequence[Map], results: Results) -> Drawing:
         captions.missing(results.points),
     )
     return Drawing(
-        f"head_map_difference_{name}",
+        f"head_map_difference_{name.replace(' ', '_')}",
         f"{words}, model by model and their differences",
         caption,
         (above, (None, *below)),

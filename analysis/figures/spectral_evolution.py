@@ -9,6 +9,7 @@ import numpy as np
 
 from analysis import palette
 from analysis.drawing import Axis, Dots, Drawing, Look, Panel, Spread
+from analysis.lineage import origin
 from analysis.spectral import (
     UNITS,
     Named,
@@ -23,6 +24,8 @@ from analysis.spectral import (
     tokens_text,
 )
 
+from cpt_lab.specs import Intermediate
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -35,9 +38,11 @@ BOX, POINTS, WIDTH = -0.18, 0.18, 0.22  # where box and points stand around the 
 
 
 def build(results: Results, settings: Mapping[str, Any]) -> Drawing:
-    """A row per role, a column per measure; checkpoints from the least to the most tokens."""
+    """A row per role, a column per measure; checkpoints from the least to the most tokens, tuned ones only if there are no two others."""
     measures = list(settings["measures"])
     found = tables(results, kind="weights", measures=measures, needs=NEEDS)
+    bases = [one for one in found if origin(one.spec.checkpoint)["role"] == "base"]
+    found = bases if len(bases) > 1 else found
     if len(found) < 2:
         raise ValueError(
             f"study {results.name!r} has the weights of one checkpoint ({found[0].label}): an evolution needs two. It needs {NEEDS}"
@@ -73,8 +78,11 @@ def _layer(samples: Sequence[pd.DataFrame], measure: str, layer: int, depth: int
 
 
 def _tick(one: Named) -> str:
-    seen = pretrain_tokens(one.spec.checkpoint)
-    return one.label if seen is None else tokens_text(seen)
+    """Tokens; of weights on the way, whose learning rate has not yet come down, those of the whole run too."""
+    checkpoint = one.spec.checkpoint
+    seen = pretrain_tokens(checkpoint)
+    of = f" of\n{tokens_text(checkpoint.of.mixture.tokens)}" if isinstance(checkpoint, Intermediate) else ""
+    return one.label if seen is None else f"{tokens_text(seen)}{of}"
 
 
 def _caption(found: Sequence[Named], frames: Sequence[pd.DataFrame], roles: Sequence[str]) -> str:
