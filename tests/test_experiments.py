@@ -365,6 +365,7 @@ def test_post_training_compares_both_models_of_a_triple_with_their_base_matrix_b
         assert {"svsm_mean", "svsm_std", "rotation_nf", "agreement_residual_max"} <= set(one.measures)
 
 
+@pytest.mark.slow
 def test_post_training_in_miniature_makes_every_figure_and_table_of_its_paper() -> None:
     made = points("+experiment=post_training_tiny")
     kinds = {kind.__name__ for kind in map(type, (point.spec for point in made))}
@@ -373,6 +374,7 @@ def test_post_training_in_miniature_makes_every_figure_and_table_of_its_paper() 
     assert asked == {name for name, figure in REGISTRY.items() if any(source.startswith("T ") for source in figure.PAPERS)}
 
 
+@pytest.mark.slow
 def test_another_base_differs_in_its_seed_alone() -> None:
     (twin,) = [
         point.spec for point in points("+experiment=post_training_tiny") if isinstance(point.spec, Spectra) and point.varies["of"] == "twin"
