@@ -47,8 +47,7 @@ class Box:
 
     @property
     def below(self) -> str:
-        many = f"{self.count} × " if self.count > 1 else ""
-        return many + self.also
+        return f"{self.also} ({self.count})" if self.count > 1 else self.also
 
 
 @dataclass
@@ -85,8 +84,9 @@ def graph(results: Results) -> Graph:
     """The boxes of everything that the points are made from, laid out in columns by the longest way from the data."""
     points = {key(point.spec): point.spec for study in results.studies for point in study.points}
     steps = {key(spec): spec for spec in closure(list(points.values()))}
-    found, boxed, seen = Graph(), _names(results, steps, points), {}
-    for name, spec in steps.items():
+    found, boxed = Graph(), _names(results, steps, points)
+    seen: dict[str, frozenset[str]] = {}
+    for name in steps:
         if name in boxed:
             box = found.boxes.setdefault(boxed[name].title, boxed[name])
             box.count += 1
@@ -118,7 +118,7 @@ def _rows(results: Results) -> Iterator[dict[str, object]]:
     """The table's rows, with the keys that the points had before their rankings were known."""
     asked = [key(point.spec) for study in results.studies for point in study.points]
     for given, (_, row) in zip(asked, results.points.iterrows(), strict=True):
-        yield {**row.to_dict(), "point_key": given}
+        yield {str(name): value for name, value in row.items()} | {"point_key": given}
 
 
 def _of_point(spec: Spec, row: dict[str, object]) -> Box:
