@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from cpt_lab.build import Workshop, ensure
@@ -20,7 +20,7 @@ from cpt_lab.provenance import gpu_name
 from cpt_lab.specs import Spec, closure
 from cpt_lab.store import Store
 from cpt_lab.study import Study
-from cpt_lab.worker import ENDINGS, FAILED
+from cpt_lab.worker import ENDINGS, FAILED, SIGNALS
 
 POLL_SECONDS = 0.5
 GRACE_SECONDS = 30.0  # for workers to hand back what they build
@@ -140,12 +140,22 @@ class Crew:
         folder = self._told.folder
         command = [sys.executable, "-m", "cpt_lab.worker", str(folder), "--pack", str(index)]
         place = {**environment(self._told), **_gpu_of(index)}
-        with self._log(index).open("ab") as log:
+        with self._log(index).open("ab") as log, _held_back():
             # a session of its own: Ctrl-C reaches this process alone, which then asks the workers to stop
             return subprocess.Popen(command, cwd=folder / "code", env=place, stdout=log, stderr=log, start_new_session=True)
 
     def _log(self, index: int) -> Path:
         return self._told.folder / "logs" / f"worker-{index}.txt"
+
+
+@contextmanager
+def _held_back() -> Iterator[None]:
+    """Processes that are started here get the signals that end a worker only when they listen to them: the mask is inherited."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextmanager
@@ -178,12 +188,11 @@ def synchronise(store: Store, asked: Study, files: Sequence[Path]) -> str:
 def _mirror(store: Store, asked: Study, ended: threading.Event) -> None:
     from cpt_lab import tracking
 
-    try:
+    with suppress(tracking.TrackingUnavailable):
         tracking.initialise(asked.tracking)
-        while not ended.wait(SYNC_SECONDS):
+    while not ended.wait(SYNC_SECONDS):
+        with suppress(tracking.TrackingUnavailable):  # it may be back the next time; `synchronise` says so at the end
             tracking.sync(store, asked, asked.tracking)
-    except tracking.TrackingUnavailable:
-        return  # `synchronise` says so at the end
 
 
 def _gpus() -> int:

@@ -7,6 +7,7 @@ import shlex
 import sys
 import threading
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 from cpt_lab import rates, slurm
@@ -88,7 +89,7 @@ def wait(told: Launch) -> None:
     """Show progress until no job of the launch is left in the queue. Ctrl-C leaves the jobs running."""
     with Watch(told.store(), told.steps()) as watch:
         try:
-            while _left(told.folder):
+            for _ in _looks(told.folder):
                 watch.refresh()
                 threading.Event().wait(POLL_SECONDS)
             watch.refresh()
@@ -108,8 +109,20 @@ def job_lines(folder: Path) -> list[str]:
     return lines
 
 
-def _left(folder: Path) -> bool:
+def _looks(folder: Path) -> Iterator[None]:
+    """As long as jobs are left. A controller that does not answer is waited for: the jobs go on without it."""
     jobs = read_json(folder / "jobs.json")
     ids = [task for stage in jobs.values() for task in stage["ids"]]
-    states = slurm.job_states(ids)
-    return any(states.get(task, "COMPLETED") not in slurm.ENDED for task in ids)
+    answers = True
+    while True:
+        try:
+            states = slurm.job_states(ids)
+        except ValueError as error:
+            if answers:
+                print(f"warning: {error}; the jobs go on meanwhile", file=sys.stderr)
+            answers = False
+        else:
+            answers = True
+            if all(states.get(task, "COMPLETED") in slurm.ENDED for task in ids):
+                return
+        yield
