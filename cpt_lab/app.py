@@ -16,7 +16,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from cpt_lab import config, costs, export, launch, local, plan, points, preflight, rates, report, roster, specs, study
+from cpt_lab import config, costs, export, launch, local, plan, points, preflight, rates, remote, report, roster, specs, study
 from cpt_lab.commands import cancel, gc, logs, relaunch, track, wait, words
 from cpt_lab.commands.words import Words
 from cpt_lab.config import Settings
@@ -238,14 +238,13 @@ def _run(asked: Study, chosen: Settings, where: str, *, among: Sequence[Point] |
     if not todo.steps:
         return _finish(store, asked)
     costs.check_budget(todo, chosen.budget.gpu_hours)
-    workers = min(_workers(chosen, where), todo.todo)
+    gpus = _gpus(todo, chosen, where)
+    workers = min(_workers(chosen, where, gpus), todo.todo)
     how = config.execution(chosen, cores=local.cores() // workers if where == "local" else chosen.site.cpus_per_task)
+    how = how.model_copy(update={"gpus": gpus})
     preflight.check_budgets(todo, store, how)
     if where == "slurm":
-        from cpt_lab import remote
-
         remote.check(todo, chosen.site)
-        how = how.model_copy(update={"gpus": remote.gpus_to_evaluate(todo, chosen.site)})
     told = launch.prepare(todo, asked, store, where=where, how=how, max_attempts=chosen.max_attempts)
     relaunch.keep(told.folder, chosen)
     if where == "slurm":
@@ -292,8 +291,15 @@ def _planned(store: Store, wanted: Sequence[Point], chosen: Settings, where: str
     )
 
 
-def _workers(chosen: Settings, where: str) -> int:
-    return chosen.packs or MOST_PACKS if where == "slurm" else chosen.workers or local.default_workers()
+def _workers(chosen: Settings, where: str, gpus: int = 1) -> int:
+    return chosen.packs or MOST_PACKS if where == "slurm" else chosen.workers or local.default_workers(gpus)
+
+
+def _gpus(todo: plan.Plan, chosen: Settings, where: str) -> int:
+    """How many GPUs each worker that evaluates shall have."""
+    if where == "slurm":
+        return remote.gpus_to_evaluate(todo, chosen.site)
+    return 1 if chosen.execution.device == "cpu" else local.gpus_to_evaluate(todo)
 
 
 def _finish(store: Store, asked: Study) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import shlex
 import sys
 import threading
@@ -10,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from cpt_lab import rates, slurm
+from cpt_lab import gpus, rates, slurm
 from cpt_lab.launch import Launch
 from cpt_lab.plan import ON_GPU, ONE_TASK_EACH, PACKED, STAGES, Plan
 from cpt_lab.progress import Watch
@@ -20,7 +19,6 @@ from cpt_lab.specs import key
 from cpt_lab.store import read_json
 
 POLL_SECONDS = 1.0
-RESERVE = 1.25  # memory of a worker that evaluates / bytes of its weights: caches and activations
 EVALUATE = frozenset({"probe", "evaluate"})
 
 
@@ -31,14 +29,14 @@ def stages(told: Launch, site: Site) -> list[Stage]:
         steps = {key(order.spec) for order in told.orders if order.stage == name}
         with_work = sum(not steps.isdisjoint(names) for names in told.packs)
         packs = len(steps) if name in ONE_TASK_EACH else max(1, with_work) if name in PACKED else 1
-        made.append(stage(name, site, packs=packs, gpus=told.how.gpus, needs=tuple(one.name for one in made)))
+        made.append(stage(name, site, packs=packs, to_evaluate=told.how.gpus, needs=tuple(one.name for one in made)))
     return made
 
 
-def stage(name: str, site: Site, *, packs: int = 1, gpus: int = 1, needs: tuple[str, ...] = ()) -> Stage:
+def stage(name: str, site: Site, *, packs: int = 1, to_evaluate: int = 1, needs: tuple[str, ...] = ()) -> Stage:
     """A stage of so many tasks with what the site says of it: one GPU for what computes, so many to evaluate, none for small things."""
     asked = {str(one): resources for one, resources in site.stages.items()}.get(name, Resources())
-    usual = 0 if name not in ON_GPU or not site.gpus_per_node else gpus if name in EVALUATE else 1
+    usual = 0 if name not in ON_GPU or not site.gpus_per_node else to_evaluate if name in EVALUATE else 1
     return Stage(
         name,
         packs=packs,
@@ -54,7 +52,7 @@ def stage(name: str, site: Site, *, packs: int = 1, gpus: int = 1, needs: tuple[
 def gpus_to_evaluate(todo: Plan, site: Site) -> int:
     """How many GPUs of the site a worker needs to hold the largest model that it scores; ValueError if no node has as many."""
     largest = max((rates.loaded(step.spec) for step in todo.steps), default=0)
-    needed = max(1, math.ceil(RESERVE * largest / (site.gpu_memory_gb * 2**30)))
+    needed = gpus.needed(largest, site.gpu_memory_gb)
     if site.gpus_per_node and needed > site.gpus_per_node:
         raise ValueError(
             f"a model of {largest / 1e9:.0f} GB needs {needed} GPUs of {site.gpu_memory_gb:g} GB to be scored, and a task of site "
@@ -65,8 +63,8 @@ def gpus_to_evaluate(todo: Plan, site: Site) -> int:
 
 def check(todo: Plan, site: Site) -> None:
     """ValueError if the cluster would refuse a stage of this plan, or keep it waiting for ever; asked before a launch is written."""
-    gpus, present = gpus_to_evaluate(todo, site), todo.stages()
-    slurm.check([stage(name, site, gpus=gpus) for name in STAGES if name in present], site)
+    most, present = gpus_to_evaluate(todo, site), todo.stages()
+    slurm.check([stage(name, site, to_evaluate=most) for name in STAGES if name in present], site)
 
 
 def submit(told: Launch, site: Site) -> None:

@@ -159,9 +159,9 @@ def draw(store: Store, asked: Study) -> list[Path]:
     return files
 
 
-def figure_files(store: Store, asked: Study) -> list[Path]:
-    """The figures that were drawn."""
-    return sorted((study.folder(store, asked.name) / "figures").glob("*"))
+def figure_files(store: Store, name: str) -> list[Path]:
+    """The figures of a study that were drawn."""
+    return sorted((study.folder(store, name) / "figures").glob("*"))
 
 
 def show_end(store: Store, asked: Study, files: Sequence[Path], ui: str) -> int:

@@ -40,8 +40,8 @@ class Roster:
     needs: tuple[str, ...]  # what points need and are, but for evaluations; needs before what needs them
     probes: tuple[str, ...]  # the evaluations that rankings wait for
     chains: dict[str, tuple[str, ...]]  # a ranking that points wait for -> what it needs and itself, the ranking first
-    trainings: tuple[str, ...] = ()  # those of the needs that are training runs
-    tracking: Tracking = Tracking()
+    trainings: tuple[str, ...]  # those of the needs that are training runs
+    tracking: Tracking
 
     @property
     def folders(self) -> set[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from cpt_lab import roster, study
@@ -31,7 +32,7 @@ class Look:
     trainings: dict[str, Status]
     manifest: str  # which manifest this is about
 
-    @property
+    @cached_property
     def stamps(self) -> dict[str, str]:
         """Identity -> stamp, of every point and training run that has something to show."""
         points = {point_identity(one): (one.folder, self.points[one.name]) for one in self.roster.entries}

@@ -10,7 +10,7 @@ import io
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +18,7 @@ from typing import Any
 
 from cpt_lab.specs import Evaluation, Patched, Ranking, Spec, TopOf, TrainedCheckpoint, closure, key, rankings_of, settled
 from cpt_lab.store import State, Status, Store, read_json
-from cpt_lab.study import Point, Study, orders, scores
+from cpt_lab.study import Point, Study, Value, orders, scores
 from cpt_lab.tracking_look import PARENT, RUN_STATUS, Look, point_identity, run_status, training_identity
 from cpt_lab.tracking_records import PARAM_LENGTH, TAG_LENGTH, Measurement, Record, legal_name
 
@@ -40,7 +40,8 @@ class Runs:
     @cached_property
     def identities(self) -> dict[str, Point]:
         """Identity -> point."""
-        return {point_identity(entry): point for entry, point in zip(self.look.roster.entries, self.study.points, strict=True)}
+        named = {point.name: point for point in self.study.points}
+        return {point_identity(entry): named[entry.name] for entry in self.look.roster.entries if entry.name in named}
 
     @cached_property
     def curves(self) -> dict[str, list[str]]:
@@ -52,6 +53,7 @@ class Runs:
         places = {name: {step(self.identities[point]) for point in points} for name, points in found.items()}
         return {name: points for name, points in found.items() if len(places[name]) > 1}
 
+    @cached_property
     def wanted(self) -> set[str]:
         """The identities of all runs that there are to be."""
         shown = self.look.stamps
@@ -64,13 +66,12 @@ class Runs:
 
     def records(self, identities: Iterable[str]) -> list[Record]:
         """The runs of these points and training runs."""
-        trained = {training_identity(folder): folder for folder in self.look.trainings}
         asked = list(identities)
-        points = [name for name in asked if name not in trained]
+        trained = {training_identity(folder): status for folder, status in self.look.trainings.items()}
+        runs = [_training(self.store, self.study.name, self._trainings[name], trained[name]) for name in asked if name in self._trainings]
+        points = [name for name in asked if name in self.identities]
         known = orders(self.store, [self.identities[name].spec for name in points])
-        return [_training(self.store, self.study.name, self._trainings[name], self.look.trainings[trained[name]]) for name in asked if name in trained] + [
-            self._point(name, settled(self.identities[name].spec, known)) for name in points
-        ]
+        return [*runs, *(self._point(name, settled(self.identities[name].spec, known)) for name in points)]
 
     def curve_records(self, shown: Sequence[Record]) -> list[Record]:
         """The curves of these points, with the measurements of these alone."""
@@ -82,7 +83,7 @@ class Runs:
         """The study's run: the plan, how far it is, and the curves of the main metric as far as these points make them."""
         states = self.look.points
         counts = Counter(status.state for status in states.values())
-        params, _ = _params(_shared([_curated(point) for point in self.study.points]))
+        params, overlong = self._choices
         times = [status.since for status in states.values() if status.since]
         return Record(
             identity=PARENT,
@@ -99,16 +100,23 @@ class Runs:
                 "mlflow.note.content": _note(self.study, counts, states)[:TAG_LENGTH],
             },
             metrics=tuple(sorted((*_main(self._curve_of, shown), *_progress(counts, self.look.changed)), key=_in_order)),
+            texts=overlong,
         )
 
     def plan(self) -> str:
-        """All points with what varies, as CSV: MLflow shows it as a table."""
+        """All points with what varies and the folder of each, as CSV: MLflow shows it as a table."""
         columns = list(dict.fromkeys(name for point in self.study.points for name in point.varies))
+        folders = {entry.name: entry.folder for entry in self.look.roster.entries}
         file = io.StringIO()
         rows = csv.writer(file, lineterminator="\n")
-        rows.writerow(["point", *columns, "key"])
-        rows.writerows([point.name, *(point.varies.get(name) for name in columns), key(point.spec)] for point in self.study.points)
+        rows.writerow(["point", *columns, "folder"])
+        rows.writerows([point.name, *map(point.varies.get, columns), folders.get(point.name)] for point in self.study.points)
         return file.getvalue()
+
+    @cached_property
+    def _choices(self) -> tuple[dict[str, str], dict[str, str]]:
+        """What the points choose, each choice once, as parameters."""
+        return _params(_shared([{**point.varies, **_curated(point)} for point in self.study.points]))
 
     @cached_property
     def _trainings(self) -> dict[str, TrainedCheckpoint]:
@@ -125,6 +133,7 @@ class Runs:
         results = scores(self.store, spec)
         params, overlong = _params({**point.varies, **_curated(point)})
         in_curve = identity in self._curve_of
+        own = {"cpt.primary": str(results.get("primary", "")), **({"curve": self._curve_of[identity]} if in_curve else {})}
         return Record(
             identity=identity,
             name=point.name,
@@ -132,7 +141,7 @@ class Runs:
             started=status.since - float(results.get("seconds") or 0.0),
             ended=status.since,
             params=params,
-            tags={**self._tags("point", point), **_made(self.store, spec, status), **({"curve": self._curve_of[identity]} if in_curve else {})},
+            tags={**self._tags("point", point), **_made(self.store, spec, status), **own},
             metrics=tuple(_measurements(results, step(point), status.since)),
             texts={"config.json": json.dumps(point.config, indent=1, default=str), "spec.json": spec.model_dump_json(indent=1), **overlong},
             files=_existing({**_product(self.store, spec), **({} if in_curve else _rankings(self.store, point))}),
@@ -175,7 +184,9 @@ def step(point: Point) -> int:
 def _note(study: Study, counts: Counter[State], states: dict[str, Status]) -> str:
     """The live summary, in Markdown."""
     table = "\n".join(f"| {state.value} | {count} |" for state, count in counts.most_common())
-    reasons = Counter(f"{status.state.value}: {status.message}" for status in states.values() if status.message and status.state in RUN_STATUS)
+    reasons = Counter(
+        f"{status.state.value}: {status.message}" for status in states.values() if status.message and status.state in RUN_STATUS
+    )
     failed = "\n".join(f"- {reason} ({count} points)" for reason, count in reasons.most_common(MOST_REASONS))
     parts = (study.question, f"| state | points |\n|---|---|\n{table}", failed, f"`{study.command}`" if study.command else "", NOTE)
     return "\n\n".join(part for part in parts if part)
@@ -202,10 +213,14 @@ def _in_order(item: Measurement) -> tuple[str, int, float]:
     return item.name, item.step or 0, item.time
 
 
-def _shared(choices: Sequence[dict[str, str]]) -> dict[str, str]:
+def _shared(choices: Sequence[Mapping[str, Value]]) -> dict[str, str]:
     """Each choice once, in the order of the points."""
-    names = dict.fromkeys(name for chosen in choices for name in chosen)
-    return {name: ", ".join(dict.fromkeys(chosen[name] for chosen in choices if name in chosen)) for name in names}
+    found: dict[str, dict[str, None]] = {}
+    for chosen in choices:
+        for name, value in chosen.items():
+            if value is not None:
+                found.setdefault(name, {})[str(value)] = None
+    return {name: ", ".join(values) for name, values in found.items()}
 
 
 # ----------------------------------------------------------------------------------------------------------- the children

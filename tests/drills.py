@@ -105,16 +105,16 @@ def check_mlflow(root: Path, settings: Tracking, *, database: str = "") -> None:
     `database` is that of a server, for a look at MLflow's own tables.
     """
     store, asked = Store(root), study.load(Store(root), "toys")
-    tracking.sync(store, asked, settings)
+    tracking.sync(store, asked.name, settings)
     tables = database or settings.within(store.root).address
     names = Counter(name for name, status in runs(tables, store) if status == "FINISHED")
     assert {point.name for point in asked.points} <= set(names)
     assert set(names.values()) == {1}
     twice = "select key from metrics where key not like 'points/%' group by run_uuid, key, step having count(*) > 1"
     assert query(tables, twice) == []
-    found = tracking.reconcile(store, asked, settings)
+    found = tracking.reconcile(store, asked.name, settings)
     assert (found.mended, found.closed) == (0, 0)
-    again = tracking.sync(store, asked, settings)
+    again = tracking.sync(store, asked.name, settings)
     assert (again.created, again.updated, again.pending) == (0, 0, 0)
 
 

@@ -213,7 +213,7 @@ def sweep_through(
         mirrored(store, asked, server.database, first)
         away()
         with pytest.raises(TrackingUnavailable, match="nothing is lost"):
-            tracking.reconcile(store, asked, settings)
+            tracking.reconcile(store, asked.name, settings)
         (root / "openfirst").touch()
         wait_for(lambda: (root / "evaluations" / second / "hanging").exists(), what="the second gate", seconds=LONG)
         back()
@@ -253,11 +253,11 @@ def test_an_mlflow_server_killed_while_a_sync_writes_gets_the_rest_from_the_next
         said, _ = syncing.communicate(timeout=PATIENCE)
         assert "MLflow cannot be written now" in said
         server.start()
-        tracking.sync(store, asked, settings)
+        tracking.sync(store, asked.name, settings)
         names = Counter(name for name, status in runs(server.database, store) if status == "FINISHED")
         assert {point.name for point in asked.points} <= set(names)
         assert set(names.values()) == {1}
-        assert tracking.reconcile(store, asked, settings).mended == 0
+        assert tracking.reconcile(store, asked.name, settings).mended == 0
 
 
 SYNC = """
@@ -268,7 +268,7 @@ from cpt_lab.store import Store
 store = Store(Path(sys.argv[1]))
 asked = study.load(store, "made_up")
 try:
-    tracking.sync(store, asked, asked.tracking)
+    tracking.sync(store, asked.name, asked.tracking)
 except tracking.TrackingUnavailable as error:
     print(error)
 """

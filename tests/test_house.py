@@ -23,12 +23,12 @@ SOURCES = sorted(path for name in ("cpt_lab", "analysis", "launchers") for path 
 # From the ground up: a module imports from lower layers and from its own, wherever in the file the import stands.
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"names", "partitions", "families", "specs", "lease", "execution", "site"})
-    | frozenset({"tracking_settings", "failures", "deadline", "keeper"}),
+    | frozenset({"tracking_settings", "failures", "deadline", "keeper", "gpus"}),
     frozenset({"architecture", "shards", "store", "provenance", "slurm"}),
     frozenset({"edits", "tensor_edits", "layers", "factors", "spectral_edits", "patch", "weights", "vocabularies", "study"}),
     frozenset({"interventions", "orderings", "spectra", "data", "checkpoints", "rates", "packs", "plan", "costs"}),
     frozenset({"roster", "standing", "launches"}),
-    frozenset({"training", "evaluation", "tracking_records", "tracking_client", "tracking"}),
+    frozenset({"training", "evaluation", "tracking_look", "tracking_records", "tracking_runs", "tracking_client", "tracking"}),
     frozenset({"internals"}),
     frozenset({"build", "launch"}),
     frozenset({"progress", "worker"}),
