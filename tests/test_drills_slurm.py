@@ -233,6 +233,52 @@ def test_a_signal_that_comes_before_the_worker_listens_is_obeyed_when_it_does(
 # ----------------------------------------------------------------------------------------------------------- what people do
 
 
+def cpt_lab(verb: str, root: Path) -> subprocess.Popen[str]:
+    """`python -m cpt_lab VERB toys`, begun."""
+    command = [sys.executable, "-m", "cpt_lab", verb, "toys", f"results={root}"]
+    return subprocess.Popen(command, cwd=toys.TESTS.parent, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def said(process: subprocess.Popen[str]) -> tuple[int, str]:
+    """Its exit code and what it printed."""
+    text, _ = process.communicate(timeout=PATIENCE)
+    return process.returncode, text
+
+
+def test_cancel_ends_the_jobs_and_wait_says_that_something_has_no_result(drill: Drill, mlflow: Tracking) -> None:
+    code, text = said(cpt_lab("cancel", drill.root))
+    assert code == 0, text
+    assert "study toys: 2 jobs and 0 workers told to end" in text
+    assert set(drill.wait_for_end()) <= {"CANCELLED", "COMPLETED"}
+    assert drill.store.status(VICTIM).state is State.CANCELLED
+    code, text = said(cpt_lab("wait", drill.root))
+    assert (code, "cancelled" in text) == (1, True)
+    assert relaunch(drill.root).wait_for_end() == ["COMPLETED", "COMPLETED"]
+    check_once(drill.root, again=POINTS)  # the other worker may have been in the middle of one
+    check_mlflow(drill.root, mlflow)
+
+
+def test_cancel_of_jobs_that_have_not_begun_takes_them_from_the_queue(root: Path) -> None:
+    drill = submit(told(root), SITE.model_copy(update={"extra": {"hold": True}}))
+    code, text = said(cpt_lab("cancel", root))
+    assert (code, drill.wait_for_end()) == (0, ["CANCELLED", "CANCELLED"])
+    assert f"{len(POINTS)} waiting steps cancelled" in text
+    assert {drill.store.status(spec).state for spec in POINTS} == {State.CANCELLED}
+    assert said(cpt_lab("wait", root))[0] == 1
+
+
+def test_wait_ends_with_the_study(drill: Drill) -> None:
+    waiting = cpt_lab("wait", drill.root)
+    assert waiting.stdout is not None
+    assert f"study toys: {len(POINTS)} points: " in waiting.stdout.readline()
+    assert waiting.poll() is None
+    drill.open()
+    code, text = said(waiting)
+    assert code == 0
+    assert text.splitlines()[-1] == f"study toys: {len(POINTS)} points: {len(POINTS)} done"
+    assert drill.wait_for_end() == ["COMPLETED", "COMPLETED"]
+
+
 def test_two_launches_of_one_study_at_once(root: Path, mlflow: Tracking) -> None:
     first, second = told(root), told(root)
     begun = [submit(launch) for launch in (first, second)]

@@ -73,7 +73,9 @@ def test_a_machine_without_gpus_has_workers_all_the_same(tmp_path: Path, monkeyp
 
 @pytest.mark.usefixtures("four")
 @pytest.mark.parametrize(("billions", "count"), [(7, 1), (32, 1), (35, 2), (100, 3)])
-def test_a_local_worker_gets_as_many_gpus_as_hold_the_largest_model_with_a_quarter_more(tmp_path: Path, billions: float, count: int) -> None:
+def test_a_local_worker_gets_as_many_gpus_as_hold_the_largest_model_with_a_quarter_more(
+    tmp_path: Path, billions: float, count: int
+) -> None:
     assert local.gpus_to_evaluate(toys.planned(Store(tmp_path), [scored(billions), scored(1)])) == count
 
 
