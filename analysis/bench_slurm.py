@@ -31,7 +31,7 @@ from cpt_lab.tracking_settings import Tracking
 
 ROOT = Path(__file__).parents[1]
 WORKERS = 2
-POINTS = 12  # that the plain way scores; ours scores all of the study
+POINTS = 10  # that the plain way scores; ours scores all of the study
 LARGE = 1000
 POLL_SECONDS = 0.2
 HELD = Site(name="devcluster", partition="dev", extra={"hold": True})
@@ -46,17 +46,19 @@ def main() -> None:
     points = stock.edited_points(finished)
     with tempfile.TemporaryDirectory() as name, cluster():
         folder = Path(name)
-        print(f"{LARGE} tasks of {LARGE} points submitted in {_submit(folder / 'large'):.1f} s", flush=True)
-        swept, count, seconds = _sweep(finished, folder / "sweep")
-        ours = 60 * count / seconds
-        print(f"a sweep with {WORKERS} workers: {count} results in {seconds:.0f} s, {ours:.1f} a minute", flush=True)
+        tasks, seconds = _submit(folder / "large")
+        print(f"{tasks} tasks of {LARGE} points submitted in {seconds:.1f} s", flush=True)
+        swept, count, before = _sweep(finished, folder / "before")
         chosen = points[:: max(1, len(points) // POINTS)][:POINTS]
-        seconds = _one_job_each(finished, chosen, folder / "plain")
-        plain = 60 * len(chosen) / seconds
+        plain = _one_job_each(finished, chosen, folder / "plain") / len(chosen)
         for index, point in enumerate(chosen):
             metrics = json.loads((swept.product(point) / "results.json").read_text())["metrics"]
             stock.check_equal(metrics, stock.results(folder / "plain" / str(index) / "out"))
-    print(f"one job a point: {len(chosen)} results in {seconds:.0f} s, {plain:.1f} a minute, same scores: {ours / plain:.1f} times less")
+        _, _, after = _sweep(finished, folder / "after")  # before and after: the machine may have other work
+    ours = (before + after) / 2 / count
+    print(f"a sweep with {WORKERS} workers: {count} results in {before:.0f} s and in {after:.0f} s, {60 / ours:.1f} a minute")
+    print(f"one job a point: {len(chosen)} results in {plain * len(chosen):.0f} s, {60 / plain:.1f} a minute, the same scores")
+    print(f"ratio: {plain / ours:.1f}")
 
 
 @contextmanager
@@ -117,8 +119,8 @@ def write_out() -> None:
     checkpoints.materialize(point.checkpoint, Workspace(folder, folder / "checkpoint"), tuned=store.product(point.loaded), sources=sources)
 
 
-def _submit(root: Path) -> float:
-    """Seconds to submit so many tasks, each a pack of one point; they are held, and cancelled."""
+def _submit(root: Path) -> tuple[int, float]:
+    """How many tasks, each a pack of one point, and the seconds to submit them; they are held, and cancelled."""
     store = Store(root)
     specs = bench_worker.many_points(root, LARGE)
     points = tuple(Point(name=str(index), varies={}, config={}, spec=spec) for index, spec in enumerate(specs))
@@ -130,7 +132,8 @@ def _submit(root: Path) -> float:
     jobs = slurm.submit(told.folder, remote.stages(told, HELD), HELD)
     seconds = time.perf_counter() - began
     slurm.cancel(jobs.values())
-    return seconds
+    (launched,) = launches.of_study(store, "large")
+    return len(launched.tasks()), seconds
 
 
 def _wait(tasks: Sequence[str]) -> None:

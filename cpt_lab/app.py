@@ -17,7 +17,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from cpt_lab import config, costs, export, launch, local, plan, points, preflight, rates, remote, report, roster, specs, study
-from cpt_lab.commands import cancel, gc, logs, relaunch, track, wait, words
+from cpt_lab.commands import cancel, gc, logs, relaunch, track, ui, wait, words
 from cpt_lab.commands.words import Words
 from cpt_lab.config import Settings
 from cpt_lab.names import unknown
@@ -45,6 +45,7 @@ python -m cpt_lab [VERB] [+experiment=NAME] [KEY=VALUE ...]     (cpt-lab is the 
   data         data check protocol=NAME ...: where the items of every task come from, and what to do where they are missing
   track        track sync [STUDY ...]: bring MLflow up to the store; track reconcile [STUDY ...]: close runs that died, mend what differs;
                track init [STUDY ...]: make database and experiment
+  ui           MLflow's own pages over the runs of the store, until Ctrl-C: ui [STUDY] [port=5000]
 
   --config-dir DIR    keep experiments of your own in DIR/experiment
   --cfg job           print the composed configuration
@@ -60,6 +61,7 @@ FLAGS: dict[str, tuple[str, ...]] = {  # of the verbs that read the store and co
     "retry": relaunch.FLAGS,
     "gc": gc.FLAGS,
     "track": (),
+    "ui": (),
 }
 VERBS = (*COMPOSED_VERBS, *FLAGS)
 
@@ -148,7 +150,7 @@ def _as_sweep(parser: OverridesParser, word: str) -> str:
 
 def _on_store(verb: str, given: Words) -> int:
     """What reads the store and composes nothing."""
-    commands = {"logs": logs.run, "wait": wait.run, "cancel": cancel.run, "gc": gc.run, "track": track.run}
+    commands = {"logs": logs.run, "wait": wait.run, "cancel": cancel.run, "gc": gc.run, "track": track.run, "ui": ui.run}
     return commands[verb](given) if verb in commands else _relaunch(verb, given)
 
 

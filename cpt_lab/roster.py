@@ -114,7 +114,8 @@ def _blocked(chain: Iterable[str], status: Callable[[str], Status]) -> Status | 
 def _refreshed(store: Store, roster: Roster, news: set[str], manifest: Path) -> Roster:
     """The roster after some rankings were finished: only the points that waited for them are read again."""
     raw = json.loads(manifest.read_text())["points"]
-    late = {index: parse(raw[index]["spec"]) for index, entry in enumerate(roster.entries) if news.intersection(entry.waits)}
+    known: dict[str, Spec] = {}
+    late = {index: parse(raw[index]["spec"], known) for index, entry in enumerate(roster.entries) if news.intersection(entry.waits)}
     orders = study.orders(store, list(late.values()))
     entries = list(roster.entries)
     for index, spec in late.items():

@@ -103,7 +103,9 @@ def job_states(jobs: Iterable[str]) -> dict[str, str]:
         return {}
     masters = ",".join(sorted({one.split("_")[0] for one in asked}))
     states = _accounted(masters) | _queued(masters)
-    return {task: state for task, state in states.items() if task in asked or task.split("_")[0] in asked}
+    found = {task: state for task, state in states.items() if task in asked or task.split("_")[0] in asked}
+    whole = {task: states[master] for task in asked if (master := task.split("_")[0]) in states}  # an array that ended before it began
+    return whole | found
 
 
 def cancel(jobs: Iterable[str]) -> None:

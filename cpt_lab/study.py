@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, field_validator
 
-from cpt_lab.specs import AnySpec, Evaluation, Ranking, Spec, Unit, closure, key, rankings_of, settled
+from cpt_lab.specs import AnySpec, Evaluation, Ranking, Spec, Unit, closure, key, parse, rankings_of, settled
 from cpt_lab.store import State, Status, Store, read_json, write_atomically
 from cpt_lab.tracking_settings import Tracking
 
@@ -65,9 +65,16 @@ def load(store: Store, name: str) -> Study:
     if not path.exists():
         raise KeyError(no_such(store, name))
     try:
-        return Study.model_validate(json.loads(path.read_text()))
-    except ValueError as error:
+        return read(json.loads(path.read_text()))
+    except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} was written by another version of cpt_lab ({_first_line(error)}): launch the study again") from None
+
+
+def read(manifest: dict[str, Any]) -> Study:
+    """The study of a manifest, its points sharing their equal parts; ValueError if it is of another version."""
+    known: dict[str, Spec] = {}
+    points = [{**point, "spec": parse(point["spec"], known)} for point in manifest["points"]]
+    return Study.model_validate({**manifest, "points": points})
 
 
 def no_such(store: Store, name: str) -> str:
@@ -131,5 +138,5 @@ def scores(store: Store, spec: Spec) -> dict[str, Any]:
     return read_json(store.product(spec) / "results.json")
 
 
-def _first_line(error: ValueError) -> str:
+def _first_line(error: Exception) -> str:
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -28,7 +28,18 @@ from cpt_lab.tracking_records import Record, store_id
 from cpt_lab.tracking_runs import Runs
 from cpt_lab.tracking_settings import Tracking
 
-__all__ = ["Reconciled", "Synced", "Tracking", "TrackingUnavailable", "initialise", "log_figures", "reconcile", "sync", "ui_command"]
+__all__ = [
+    "Reconciled",
+    "Synced",
+    "Tracking",
+    "TrackingUnavailable",
+    "initialise",
+    "log_figures",
+    "reconcile",
+    "sync",
+    "ui_command",
+    "ui_words",
+]
 
 LOCK_SECONDS = 300.0  # how long one sync waits for another
 POLL_SECONDS = 0.05
@@ -143,7 +154,12 @@ def ui_command(settings: Tracking) -> str:
         return ""
     if settings.kind == "server":
         return settings.address
-    return shlex.join([sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", settings.address])  # MLflow need not be on the PATH
+    return shlex.join(ui_words(settings))
+
+
+def ui_words(settings: Tracking) -> list[str]:
+    """The words of the command that serves a SQLite file's runs; MLflow need not be on the PATH."""
+    return [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", settings.address]
 
 
 class _View:

@@ -60,7 +60,7 @@ LIGHT = (
     *(f"cpt_lab.{name}" for name in ("specs", "store", "plan", "study", "interventions", "orderings", "launch", "report", "progress")),
     *(f"cpt_lab.{name}" for name in ("local", "remote", "config", "app", "spectra", "spectra.choice", "spectra.blocks")),
     *(f"cpt_lab.{name}" for name in ("roster", "standing", "launches")),
-    *(f"cpt_lab.commands.{name}" for name in ("words", "logs", "relaunch", "cancel", "wait", "gc", "track")),
+    *(f"cpt_lab.commands.{name}" for name in ("words", "logs", "relaunch", "cancel", "wait", "gc", "track", "ui")),
 )
 LONGEST_FUNCTION, LONGEST_LAUNCHER = 60, 400
 

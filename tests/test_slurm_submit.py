@@ -198,6 +198,13 @@ def test_states_come_from_the_queue_first_and_from_accounting_for_what_it_has_fo
     assert job_states(["12_1,13"]) == {"12_1": "RUNNING", "13": "COMPLETED"}
 
 
+def test_the_tasks_of_an_array_that_was_cancelled_before_it_began_are_cancelled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_command(tmp_path, "squeue", "echo '18|CANCELLED'")  # it never came to have tasks
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert job_states(["18_0", "18_1"]) == {"18_0": "CANCELLED", "18_1": "CANCELLED"}
+    assert job_states(["18"]) == {"18": "CANCELLED"}
+
+
 def test_a_controller_that_is_down_is_not_mistaken_for_jobs_that_have_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fake_command(tmp_path, "squeue", "echo 'slurm_load_jobs error: Unable to contact slurm controller' >&2; exit 1")
     monkeypatch.setenv("PATH", str(tmp_path))

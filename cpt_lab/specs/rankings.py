@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -76,7 +76,7 @@ class Ranking(Spec):
         parts: dict[str, tuple[int | str, ...]] = {"head": tuple(range(self.shape.num_heads)), "matrix": self.roles}
         return parts.get(self.unit, (WHOLE_LAYER,))
 
-    @property
+    @cached_property
     def units(self) -> tuple[Unit, ...]:
         """All units, layer by layer."""
         return tuple((layer, part) for layer in range(self.shape.num_layers) for part in self.parts)
