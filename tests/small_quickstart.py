@@ -30,6 +30,6 @@ def cpt_lab(folder: Path, *words: str) -> str:
     """What `python -m cpt_lab WORDS` prints, with this folder for its results; it must succeed."""
     command = [sys.executable, "-m", "cpt_lab", *words]
     environment = {**os.environ, "CPT_LAB_RESULTS": str(folder)}
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=2 * PATIENCE)
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=4 * PATIENCE)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
