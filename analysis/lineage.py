@@ -9,7 +9,20 @@ from typing import Any
 from cpt_lab.interventions.soup import Soup
 from cpt_lab.interventions.transplant import Transplant
 from cpt_lab.interventions.truncate import Truncate
-from cpt_lab.specs import Checkpoint, Evaluation, FolderCheckpoint, HubCheckpoint, Mixture, Patched, Spec, TrainedCheckpoint, key
+from cpt_lab.specs import (
+    Checkpoint,
+    Evaluation,
+    FolderCheckpoint,
+    HubCheckpoint,
+    Intermediate,
+    Mixture,
+    OlmoCoreCheckpoint,
+    Patched,
+    Spec,
+    SpectralWarmup,
+    TrainedCheckpoint,
+    key,
+)
 
 COLUMNS = (
     *("model", "size", "parameters", "role", "mixture", "domain", "cpt_tokens", "math_tokens", "pretrain_tokens"),
@@ -21,6 +34,7 @@ DOMAIN_OF = {  # P table 1: what a source of data is for; all others are a domai
     **{"inst": "inst", "flan": "inst", "stackexchange": "inst"},
     **{"code": "code", "starcoder": "code"},
 }
+CHECKPOINTS = (HubCheckpoint, FolderCheckpoint, TrainedCheckpoint, Intermediate, OlmoCoreCheckpoint, SpectralWarmup)
 MOSTLY = 0.75  # a mixture with so much of one domain is of this domain: P's text mix of 50B has 17 % of instructions
 
 
@@ -32,7 +46,7 @@ def columns(spec: Spec, known: dict[tuple[str, str], str] | None = None) -> dict
     it by protocol and checkpoint for the next point.
     """
     given: Checkpoint | Patched | None = getattr(spec, "checkpoint", spec if isinstance(spec, Patched) else None)
-    if not isinstance(given, HubCheckpoint | FolderCheckpoint | TrainedCheckpoint | Patched):
+    if not isinstance(given, (*CHECKPOINTS, Patched)):
         return dict.fromkeys(COLUMNS)
     start = given.tuned if isinstance(given, Patched) else given
     found = {**dict.fromkeys(COLUMNS), **origin(start), "tuned": key(start), **_done_to(given)}
@@ -50,15 +64,16 @@ def origin(checkpoint: Checkpoint) -> dict[str, Any]:
     found = {"model": shape.name, "size": size(shape.name, shape.parameters), "parameters": shape.parameters, "role": "base"}
     if isinstance(checkpoint, HubCheckpoint):
         return {**found, "pretrain_tokens": tokens_of_revision(checkpoint.revision)}
-    if isinstance(checkpoint, FolderCheckpoint):
+    if isinstance(checkpoint, FolderCheckpoint | OlmoCoreCheckpoint | SpectralWarmup):
         return found
-    if checkpoint.start is None:
-        return {**found, **_data(checkpoint.mixture), "pretrain_tokens": checkpoint.mixture.tokens}
-    before = origin(checkpoint.start)
-    tokens = (before.get("cpt_tokens") or 0) + checkpoint.mixture.tokens
-    math = sum(part.tokens for part in checkpoint.mixture.parts if DOMAIN_OF.get(part.corpus.name) == "math")
-    of_cpt = {"cpt_tokens": tokens, "math_tokens": (before.get("math_tokens") or 0) + math}
-    return {**before, "role": "tuned", **_data(checkpoint.mixture), **of_cpt}
+    run = checkpoint.of if isinstance(checkpoint, Intermediate) else checkpoint
+    seen = checkpoint.tokens if isinstance(checkpoint, Intermediate) else run.mixture.tokens
+    if run.start is None or isinstance(run.start, SpectralWarmup):
+        return {**found, **_data(run.mixture), "pretrain_tokens": seen}
+    before = origin(run.start)
+    math = sum(part.tokens for part in run.mixture.parts if DOMAIN_OF.get(part.corpus.name) == "math") * seen // run.mixture.tokens
+    of_cpt = {"cpt_tokens": (before.get("cpt_tokens") or 0) + seen, "math_tokens": (before.get("math_tokens") or 0) + math}
+    return {**before, "role": "tuned", **_data(run.mixture), **of_cpt}
 
 
 def domain(mixture: Mixture) -> str:
@@ -87,7 +102,11 @@ def size(name: str, parameters: int) -> str:
 
 
 def called(checkpoint: Checkpoint) -> str:
-    """What people call a checkpoint: its CPT mixture, its hub id and revision, its folder."""
+    """What people call a checkpoint: its mixture, its hub id and revision, its folder."""
+    if isinstance(checkpoint, Intermediate):
+        return f"{called(checkpoint.of)} after {checkpoint.tokens:,} tokens"
+    if isinstance(checkpoint, SpectralWarmup):
+        return f"spectral warm-up of {called(checkpoint.reference)}"
     if isinstance(checkpoint, TrainedCheckpoint):
         return checkpoint.mixture.name
     if isinstance(checkpoint, HubCheckpoint):

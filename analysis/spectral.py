@@ -13,7 +13,18 @@ from analysis.drawing import Axis, Look, Values
 from analysis.lineage import called, origin
 from cpt_lab.architecture import ATTENTION_ROLES, ROLES, Role
 from cpt_lab.names import unknown
-from cpt_lab.specs import Checkpoint, FolderCheckpoint, ModelShape, Spec, Spectra, TrainedCheckpoint, key
+from cpt_lab.specs import (
+    Checkpoint,
+    FolderCheckpoint,
+    Intermediate,
+    ModelShape,
+    OlmoCoreCheckpoint,
+    Spec,
+    Spectra,
+    SpectralWarmup,
+    TrainedCheckpoint,
+    key,
+)
 from cpt_lab.spectra import NAMES
 from cpt_lab.spectra.blocks import WHOLE
 
@@ -96,12 +107,15 @@ def distinguished(facets: Sequence[Mapping[str, str]]) -> list[str]:
 
 def facets_of(checkpoint: Checkpoint) -> dict[str, str]:
     """What a checkpoint is in words: model, tokens of pre-training, mixture and tokens of CPT."""
+    if isinstance(checkpoint, Intermediate):
+        part = f"{tokens_text(checkpoint.tokens)} tokens"
+        return {**facets_of(checkpoint.of), **({"at": f"after {part}"} if checkpoint.of.start is not None else {"pretrain": part})}
     if isinstance(checkpoint, TrainedCheckpoint) and checkpoint.start is not None:
         return {**facets_of(checkpoint.start), "mixture": f"CPT {checkpoint.mixture.name}"}
     if isinstance(checkpoint, TrainedCheckpoint):
         seed = f"base of seed {checkpoint.recipe.seed}" if checkpoint.recipe.seed else ""
         return {"model": checkpoint.shape.name, "pretrain": f"{tokens_text(checkpoint.mixture.tokens)} tokens", "seed": seed}
-    if isinstance(checkpoint, FolderCheckpoint):
+    if isinstance(checkpoint, FolderCheckpoint | OlmoCoreCheckpoint | SpectralWarmup):
         return {"model": called(checkpoint)}
     seen = pretrain_tokens(checkpoint)
     revision = "" if checkpoint.revision == "main" else checkpoint.revision
