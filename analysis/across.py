@@ -1,4 +1,4 @@
-"""Studies beside each other, of one store or of several: points of one name, their scores, and the paired differences to the first study."""
+"""Studies beside each other, of one store or of several: points of one name, their scores, and paired differences to the first."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def _rows(sides: Sequence[Side], metric: str, pairs: Sequence[tuple[str, list[st
     for (label, names), row in zip(pairs, tests, strict=True):
         cells = [Cell(metric)]
         for place, (table, name) in enumerate(zip(tables, names, strict=True)):
-            cells.append(_score(float(table.loc[name, metric]), float(table.loc[name, f"{metric}{STDERR}"]), factor))
+            cells.append(_score(float(table[metric][name]), float(table[f"{metric}{STDERR}"][name]), factor))
             if place:
                 found = row[place - 1]
                 error = None if found is None or found.stderr is None else factor * found.stderr

@@ -1,17 +1,16 @@
 """Our training run against OLMo-core's own script: one model, one token file, one thread, in turn, each in a process of its own.
 
-Tokens per second are those between the fifth step and the last; start-up is from the start of the process to the end of the first step.
-Ratios travel between machines, seconds do not.
+Seconds are of a core: of a step by runs of two lengths, of start and end what is left. Ratios travel between machines, seconds do not.
 """
 
 from __future__ import annotations
 
 import json
+import resource
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import numpy as np
@@ -21,38 +20,40 @@ from cpt_lab.execution import Execution
 from cpt_lab.specs import BpeTokenizer, BuiltinCorpus, Mixture, ModelShape, Part, Recipe, TrainedCheckpoint
 from cpt_lab.store import Workspace
 
-ROUNDS, STEPS, FIRST = 3, 30, 5
+ROUNDS, SHORT, LONG = 3, 5, 45  # runs of so many steps
 SIZES = {"hidden": 256, "layers": 4, "heads": 8, "vocab_size": 4096, "length": 128, "batch": 8}
 MLP = 1024  # which OLMo-core makes of this hidden size
 DOCUMENT = 64  # tokens
 
 
 def main() -> None:
-    """Print both speeds and start-ups of every round, and the medians of their ratios and differences."""
+    """Print what a step and a start take both ways in every round, and the medians of their ratios and differences."""
     ratios, waits = [], []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         _write_inputs(folder)
         for number in range(ROUNDS):
-            theirs = _timed(
-                folder, "analysis.plain_training", f"plain-{number}.json", str(folder / "sizes.json"), str(folder / f"plain-{number}")
-            )
-            ours = _timed(folder, "analysis.bench_training", f"ours-{number}.json", str(folder), str(number))
-            ratios.append(ours[0] / theirs[0])
-            waits.append(ours[1] - theirs[1])
+            theirs, ours = {}, {}
+            for steps in (SHORT, LONG):
+                run = f"{number}-{steps}"
+                theirs[steps] = _cpu("analysis.plain_training", str(folder / "sizes.json"), str(folder / f"plain-{run}"), str(steps))
+                ours[steps] = _cpu("analysis.bench_training", str(folder), f"ours-{run}", str(steps))
+            (their_step, their_start), (our_step, our_start) = _step_and_start(theirs), _step_and_start(ours)
+            ratios.append(their_step / our_step)
+            waits.append(our_start - their_start)
             print(
-                f"round {number + 1}: ours {ours[0]:,.0f} tokens/s, first step after {ours[1]:.1f} s; "
-                f"OLMo-core alone {theirs[0]:,.0f}, {theirs[1]:.1f} s",
+                f"round {number + 1}: a step {our_step:.3f} s, a start {our_start:.1f} s; "
+                f"of OLMo-core alone {their_step:.3f} s and {their_start:.1f} s (of one core)",
                 flush=True,
             )
     print(
-        f"training: {100 * statistics.median(ratios):.1f} % of OLMo-core's own tokens per second, start-up "
+        f"training: {100 * statistics.median(ratios):.1f} % of OLMo-core's own tokens per second, start-up and end "
         f"{statistics.median(waits):+.1f} s (medians of {ROUNDS})"
     )
 
 
-def ours(folder: Path, number: str) -> None:
-    """Train as a worker does, and write when each step that is a multiple of five ended."""
+def ours(folder: Path, run: str, steps: int) -> None:
+    """Train as a worker does."""
     from cpt_lab.training.run import Inputs, train
 
     length, batch = SIZES["length"], SIZES["batch"]
@@ -81,25 +82,27 @@ def ours(folder: Path, number: str) -> None:
     spec = TrainedCheckpoint(
         shape=shape,
         tokenizer=BpeTokenizer(corpora=(corpus,), vocab_size=SIZES["vocab_size"]),
-        mixture=Mixture(name="bench", parts=(Part(corpus=corpus, tokens=STEPS * length * batch),)),
+        mixture=Mixture(name="bench", parts=(Part(corpus=corpus, tokens=steps * length * batch),)),
         recipe=recipe,
     )
-    place = folder / f"run-{number}"
+    place = folder / run
     (place / "product").mkdir(parents=True)
     inputs = Inputs((folder / "tokens",), folder / "tokenizer")
     train(spec, Workspace(place, place / "product"), inputs=inputs, how=Execution(device="cpu", threads=1))
-    lines = [json.loads(line) for line in (place / "product" / "metrics.jsonl").read_text().splitlines()]
-    (folder / f"ours-{number}.json").write_text(json.dumps([line["time"] for line in lines]))
 
 
-def _timed(folder: Path, module: str, file: str, *arguments: str) -> tuple[float, float]:
-    """(tokens per second, seconds to the end of the first step) of a training in a process of its own."""
-    began = time.time()
+def _cpu(module: str, *arguments: str) -> float:
+    """Seconds of a core that a training in a process of its own takes; on a busy machine those on the wall say nothing."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     subprocess.run([sys.executable, "-m", module, *arguments], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    ended = json.loads((folder / file).read_text())
-    assert len(ended) == STEPS
-    tokens = (STEPS - FIRST) * SIZES["length"] * SIZES["batch"]
-    return tokens / (ended[-1] - ended[FIRST - 1]), ended[0] - began
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def _step_and_start(seconds: dict[int, float]) -> tuple[float, float]:
+    """What one step takes, and everything else, by runs of two lengths."""
+    step = (seconds[LONG] - seconds[SHORT]) / (LONG - SHORT)
+    return step, seconds[SHORT] - SHORT * step
 
 
 def _write_inputs(folder: Path) -> None:
@@ -110,7 +113,7 @@ def _write_inputs(folder: Path) -> None:
     words = {"<end>": 0, **{f"w{number}": number for number in range(1, SIZES["vocab_size"])}}
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="<end>"))
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>").save_pretrained(folder / "tokenizer")
-    ids = np.random.default_rng(0).integers(1, SIZES["vocab_size"], STEPS * SIZES["length"] * SIZES["batch"]).astype(np.uint16)
+    ids = np.random.default_rng(0).integers(1, SIZES["vocab_size"], LONG * SIZES["length"] * SIZES["batch"]).astype(np.uint16)
     ids[DOCUMENT - 1 :: DOCUMENT] = 0
     (folder / "tokens").mkdir()
     (folder / "tokens" / FILE).write_bytes(ids.tobytes())
@@ -122,6 +125,6 @@ def _write_inputs(folder: Path) -> None:
 
 if __name__ == "__main__":
     if len(sys.argv) > 1:
-        ours(Path(sys.argv[1]), sys.argv[2])
+        ours(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]))
     else:
         main()

@@ -42,7 +42,7 @@ def main() -> None:
 
 def _times(root: Path, size: int) -> list[float]:
     """Seconds from one begun build to the next, by a worker whose builds write one small file."""
-    specs = _points(root, size)
+    specs = many_points(root, size)
     store = Store(root)
     for spec in specs[size // 2 :]:
         _finish(store, spec)
@@ -67,7 +67,7 @@ def _times(root: Path, size: int) -> list[float]:
     return [later - earlier for earlier, later in itertools.pairwise(begun[WARM_UP:])]
 
 
-def _points(root: Path, size: int) -> list[Evaluation]:
+def many_points(root: Path, size: int) -> list[Evaluation]:
     """So many evaluations of one checkpoint, each with other heads rewound."""
     base, tuned = (FolderCheckpoint(path=str(root / name), weights_digest=name, shape=SHAPE) for name in ("base", "tuned"))
     task = GenerateTask(name="sums", corpus=BuiltinCorpus(name="math", documents=40, held_out=4), items=4, max_new_tokens=8)

@@ -148,13 +148,14 @@ Mark = Line | Dots | Spread | Bars | Heat | Reference
 
 @dataclass(frozen=True)
 class Panel:
-    """Axes with marks; `colours` names the colour scale of dots that have one."""
+    """Axes with marks; `colours` names the colour scale of dots that have one, `colour_limits` its ends if panels are to share it."""
 
     marks: tuple[Mark, ...]
     title: str = ""
     x: Axis = Axis()
     y: Axis = Axis()
     colours: str = ""
+    colour_limits: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)

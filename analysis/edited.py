@@ -7,14 +7,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from analysis.spectral import distinguished, facets_of
-from cpt_lab.interventions import RotateAblate, RotateRestore, ScaleTransplant, Transplant
+from cpt_lab.interventions.rotate_ablate import RotateAblate
+from cpt_lab.interventions.rotate_restore import RotateRestore
 from cpt_lab.interventions.rotation import Rotation
-from cpt_lab.specs import AttentionEntropy, AttentionMaps, Checkpoint, Evaluation, Intervention, LayerSimilarity, Patched, Spec, key
+from cpt_lab.interventions.scale_transplant import ScaleTransplant
+from cpt_lab.interventions.transplant import Transplant
+from cpt_lab.specs import Checkpoint, Intervention, Patched, Spec, key
 
 if TYPE_CHECKING:
     from analysis.results import Found, Results
 
-Watched = TypeVar("Watched", Evaluation, AttentionEntropy, AttentionMaps, LayerSimilarity)
+Watched = TypeVar("Watched", bound=Spec)  # a kind of point that has a checkpoint, edited or not
 ORIGINAL = "original"
 REPLACED: tuple[type[Intervention], ...] = (ScaleTransplant, Transplant)
 ROTATED: tuple[type[Intervention], ...] = (RotateAblate, RotateRestore)

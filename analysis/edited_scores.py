@@ -24,7 +24,8 @@ def score_sheet(results: Results, edits: Sequence[type[Intervention]], *, name: 
     """A row per model and edit, two columns per task: its first metric, in percent if it is a share of documents, and the difference."""
     found = _one_protocol(results, edits, needs)
     metrics = _first_metrics(results, found)
-    rows, headings = [], []
+    rows: list[tuple[str, tuple[Cell, ...]]] = []
+    headings: list[tuple[int, str]] = []
     for group in found:
         headings.append((len(rows), group.label))
         reference = None if group.original is None else _documents(results, group.original)
@@ -48,7 +49,8 @@ def length_sheet(results: Results, edits: Sequence[type[Intervention]], *, name:
     """The mean number of tokens that a model writes for an answer, a column per task in which it writes."""
     found = _one_protocol(results, edits, needs)
     tasks = [task for task in found[0].edited[0][1].spec.protocol.tasks if task.kind != "perplexity"]
-    rows, headings = [], []
+    rows: list[tuple[str, tuple[Cell, ...]]] = []
+    headings: list[tuple[int, str]] = []
     for group in found:
         headings.append((len(rows), group.label))
         for text, point in group.every:

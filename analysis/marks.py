@@ -23,11 +23,11 @@ Limits = tuple[float, float]
 
 
 def colour_limits(panel: Panel) -> Limits | None:
-    """The range of the panel's coloured dots; None if there are none, or none that is finite."""
+    """The range of the panel's coloured dots, or what it gives as that; None if there are none, or none that is finite."""
     given = [mark.by for mark in panel.marks if isinstance(mark, Dots) and mark.by is not None]
     known = np.concatenate(given) if given else np.zeros(0)
     known = known[np.isfinite(known)]
-    return (float(known.min()), float(known.max())) if len(known) else None
+    return (panel.colour_limits or (float(known.min()), float(known.max()))) if len(known) else None
 
 
 def heat_limits(heat: Heat) -> Limits:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-import time
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -13,22 +11,12 @@ from olmo_core.data import NumpyDataLoaderConfig, NumpyFSLDatasetConfig, Tokeniz
 from olmo_core.nn.transformer import TransformerBlockType, TransformerConfig
 from olmo_core.optim import AdamWConfig, CosWithWarmup, OptimGroupOverride
 from olmo_core.train import Duration, TrainerConfig
-from olmo_core.train.callbacks import Callback, CheckpointerCallback
+from olmo_core.train.callbacks import CheckpointerCallback
 from olmo_core.train.train_module import TransformerTrainModuleConfig
 
 
-@dataclass
-class Clock(Callback):
-    """Notes when each step ended."""
-
-    ended: list[float] = field(default_factory=list)
-
-    def post_step(self) -> None:
-        self.ended.append(time.time())
-
-
-def main(told: Path, scratch: Path) -> None:
-    """Train what the file tells, and write beside it when each step ended."""
+def main(told: Path, scratch: Path, steps: int) -> None:
+    """Train what the file tells for so many steps."""
     sizes = json.loads(told.read_text())
     torch.set_num_threads(1)
     model = TransformerConfig.llama_like(
@@ -57,15 +45,13 @@ def main(told: Path, scratch: Path) -> None:
         paths=[sizes["tokens"]], sequence_length=sizes["length"], tokenizer=tokenizer, dtype="uint16", work_dir=str(scratch)
     ).build()
     loader = NumpyDataLoaderConfig(global_batch_size=sizes["batch"] * sizes["length"], seed=0, work_dir=str(scratch)).build(dataset)
-    clock = Clock()
     TrainerConfig(
         save_folder=str(scratch / "states"),
         save_overwrite=True,
-        max_duration=Duration.epochs(1),
-        callbacks={"clock": clock, "checkpointer": CheckpointerCallback(save_interval=None, pre_train_checkpoint=False, save_async=False)},
+        max_duration=Duration.steps(steps),
+        callbacks={"checkpointer": CheckpointerCallback(save_interval=None, pre_train_checkpoint=False, save_async=False)},
     ).build(module, loader).fit()
-    scratch.with_suffix(".json").write_text(json.dumps(clock.ended))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    main(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]))

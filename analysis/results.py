@@ -85,7 +85,7 @@ class Results:
             table.attrs = {}  # pandas would compare them
             table.insert(0, "study", study.name)
         whole = frames[0] if len(frames) == 1 else pd.concat([table.astype(object) for table in frames], ignore_index=True).infer_objects()
-        whole.attrs = {**_joined(attrs, self)}
+        whole.attrs.update(_joined(attrs, self))
         return whole
 
     @cached_property

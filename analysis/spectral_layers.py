@@ -40,9 +40,9 @@ def panel(found: Sequence[Named], frames: Mapping[str, pd.DataFrame], role: str,
 def lines(one: Named, frame: pd.DataFrame, role: str, measure: str, *, axis: Axis) -> tuple[Line, ...]:
     """Mean with band and, where a layer has several heads, median of a table by layer."""
     rows = of_role(frame, role).groupby("layer")[measure]
-    layers = np.array(sorted(rows.groups), dtype=np.float64)
+    layers = rows.mean().index.to_numpy(np.float64)
     x = places(layers, one.shape.num_layers, axis)
-    mean, deviation = rows.mean().to_numpy(np.float64), rows.std(ddof=0).to_numpy(np.float64)
+    mean, deviation = rows.mean().to_numpy(np.float64), np.asarray(rows.std(ddof=0), dtype=np.float64)
     solid = replace(one.look, dash="solid", marker="")
     if (rows.count() <= 1).all():
         return (Line(one.label, x, mean, replace(solid, marker=one.look.marker), group=one.label),)

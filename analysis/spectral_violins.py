@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -55,6 +55,15 @@ def panel(one: Named, rows: pd.DataFrame, role: str, places: Sequence[Place], ho
     ticks = tuple((float(at), place.name) for at, place in enumerate(places))
     x = Axis(axis, ticks=ticks, limits=(-0.6, len(places) - 0.4))
     return Panel(tuple(marks), title, x, Axis("singular value"), colours=measure_text(how.agreement) if coloured else "")
+
+
+def one_scale(panels: Sequence[Panel]) -> list[Panel]:
+    """The same panels with the same ends of their colours, so that colours can be compared."""
+    given = [mark.by for panel in panels for mark in panel.marks if isinstance(mark, Dots) and mark.by is not None]
+    known = np.concatenate(given) if given else np.zeros(0)
+    known = known[np.isfinite(known)]
+    limits = (float(known.min()), float(known.max())) if len(known) else None
+    return [replace(panel, colour_limits=limits) for panel in panels]
 
 
 def heads_of(one: Named, role: str, heads: Sequence[int] | None, count: int) -> list[int]:

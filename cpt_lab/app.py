@@ -16,8 +16,8 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from cpt_lab import config, costs, export, launch, local, plan, points, preflight, rates, report, roster, specs, study
-from cpt_lab.commands import cancel, compare, figure, gc, logs, relaunch, track, wait, words
+from cpt_lab import config, costs, export, launch, local, plan, points, preflight, rates, remote, report, roster, specs, study
+from cpt_lab.commands import cancel, compare, figure, gc, logs, relaunch, track, ui, wait, words
 from cpt_lab.commands import report as reporting
 from cpt_lab.commands.words import Words
 from cpt_lab.config import Settings
@@ -49,6 +49,7 @@ python -m cpt_lab [VERB] [+experiment=NAME] [KEY=VALUE ...]     (cpt-lab is the 
   data         data check protocol=NAME ...: where the items of every task come from, and what to do where they are missing
   track        track sync [STUDY ...]: bring MLflow up to the store; track reconcile [STUDY ...]: close runs that died, mend what differs;
                track init [STUDY ...]: make database and experiment
+  ui           MLflow's own pages over the runs of the store, until Ctrl-C: ui [STUDY] [port=5000]
 
   --config-dir DIR    keep experiments of your own in DIR/experiment
   --cfg job           print the composed configuration
@@ -66,6 +67,7 @@ FLAGS: dict[str, tuple[str, ...]] = {  # of the verbs that read the store and co
     "track": (),
     "figure": figure.FLAGS,
     "report": (),
+    "ui": (),
 }
 VERBS = (*COMPOSED_VERBS, *FLAGS)
 
@@ -161,6 +163,7 @@ def _on_store(verb: str, given: Words) -> int:
         "track": track.run,
         "figure": figure.run,
         "report": reporting.run,
+        "ui": ui.run,
     }
     return commands[verb](given) if verb in commands else _relaunch(verb, given)
 
@@ -252,14 +255,13 @@ def _run(asked: Study, chosen: Settings, where: str, *, among: Sequence[Point] |
     if not todo.steps:
         return _finish(store, asked)
     costs.check_budget(todo, chosen.budget.gpu_hours)
-    workers = min(_workers(chosen, where), todo.todo)
+    gpus = _gpus(todo, chosen, where)
+    workers = min(_workers(chosen, where, gpus), todo.todo)
     how = config.execution(chosen, cores=local.cores() // workers if where == "local" else chosen.site.cpus_per_task)
+    how = how.model_copy(update={"gpus": gpus})
     preflight.check_budgets(todo, store, how)
     if where == "slurm":
-        from cpt_lab import remote
-
         remote.check(todo, chosen.site)
-        how = how.model_copy(update={"gpus": remote.gpus_to_evaluate(todo, chosen.site)})
     told = launch.prepare(todo, asked, store, where=where, how=how, max_attempts=chosen.max_attempts)
     relaunch.keep(told.folder, chosen)
     if where == "slurm":
@@ -306,8 +308,15 @@ def _planned(store: Store, wanted: Sequence[Point], chosen: Settings, where: str
     )
 
 
-def _workers(chosen: Settings, where: str) -> int:
-    return chosen.packs or MOST_PACKS if where == "slurm" else chosen.workers or local.default_workers()
+def _workers(chosen: Settings, where: str, gpus: int = 1) -> int:
+    return chosen.packs or MOST_PACKS if where == "slurm" else chosen.workers or local.default_workers(gpus)
+
+
+def _gpus(todo: plan.Plan, chosen: Settings, where: str) -> int:
+    """How many GPUs each worker that evaluates shall have."""
+    if where == "slurm":
+        return remote.gpus_to_evaluate(todo, chosen.site)
+    return 1 if chosen.execution.device == "cpu" else local.gpus_to_evaluate(todo)
 
 
 def _finish(store: Store, asked: Study) -> int:

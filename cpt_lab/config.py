@@ -370,10 +370,9 @@ def _check_results(results: Path) -> None:
 
 
 def _check_figures(figures: Sequence[str]) -> None:
-    if not figures:
-        return
-    from analysis.figures import REGISTRY
+    from analysis import figure_names
 
+    known = figure_names.names()
     for name in figures:
-        if name not in REGISTRY:
-            raise ValueError(unknown("figure", name, REGISTRY))
+        if name not in known:
+            raise ValueError(unknown("figure", name, known))

@@ -23,30 +23,30 @@ class Keeper:
     def keep(self, *, endings: Collection[int], lives: int) -> int | None:
         """None in the worker, which is to go on, with signals blocked until it listens to them. In the keeper, the exit code.
 
-        A worker that ends with a code not among `endings`, or is killed, is replaced, at most `lives` times.
+        A worker that ends with a code not among `endings`, or is killed, is replaced, at most `lives` times. Signals are let in only
+        while there is a worker to pass them on to: one that comes between two workers is for the second.
         """
+        signal.pthread_sigmask(signal.SIG_BLOCK, self._signals)
         for number in self._signals:
             signal.signal(number, self._pass_on)
         while True:
-            if not self._fork():
+            sys.stdout.flush()
+            self._worker = os.fork()
+            if not self._worker:
                 return None
-            _, status = os.waitpid(self._worker, 0)
-            code = os.waitstatus_to_exitcode(status)
+            code = self._wait()
             if code in endings or self._asked or lives <= 0:
                 return code if code >= 0 else 128 - code
             lives -= 1
             print(f"the worker ended with code {code}; another one goes on", file=sys.stderr, flush=True)
 
-    def _fork(self) -> bool:
-        """Whether this is the keeper after a fork. No signal can come before its handlers know who they are."""
-        sys.stdout.flush()
+    def _wait(self) -> int:
+        """The worker's exit code when it has ended."""
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, self._signals)
+        os.waitid(os.P_PID, self._worker, os.WEXITED | os.WNOWAIT)  # it keeps its id: a signal that comes now is passed to nobody else
         signal.pthread_sigmask(signal.SIG_BLOCK, self._signals)
-        self._worker = os.fork()
-        if self._worker:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, self._signals)
-        return bool(self._worker)
+        return os.waitstatus_to_exitcode(os.waitpid(self._worker, 0)[1])
 
     def _pass_on(self, number: int, _: FrameType | None) -> None:
         self._asked = number
-        if self._worker:
-            os.kill(self._worker, number)
+        os.kill(self._worker, number)

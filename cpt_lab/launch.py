@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict
 from cpt_lab import provenance, study
 from cpt_lab.execution import Execution
 from cpt_lab.plan import STAGES, Plan, Step
-from cpt_lab.specs import AnySpec, Spec
+from cpt_lab.specs import AnySpec, Spec, parse
 from cpt_lab.store import State, Store, write_atomically
 from cpt_lab.study import Study
 from cpt_lab.tracking_settings import Tracking
@@ -85,7 +85,10 @@ def prepare(plan: Plan, asked: Study, store: Store, *, where: str, how: Executio
 
 
 def load(folder: Path) -> Launch:
-    return Launch.model_validate(json.loads((folder / "plan.json").read_text()))
+    """The launch of a folder, its specs sharing their equal parts."""
+    told = json.loads((folder / "plan.json").read_text())
+    known: dict[str, Spec] = {}
+    return Launch.model_validate({**told, "orders": [{**order, "spec": parse(order["spec"], known)} for order in told["orders"]]})
 
 
 def environment(launch: Launch) -> dict[str, str]:

@@ -8,19 +8,19 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from cpt_lab import gpus, rates
 from cpt_lab.build import Workshop, ensure
 from cpt_lab.execution import Execution
 from cpt_lab.launch import Launch, environment
-from cpt_lab.plan import stage_of
+from cpt_lab.plan import Plan, stage_of
 from cpt_lab.progress import Watch
-from cpt_lab.provenance import gpu_name
 from cpt_lab.specs import Spec, closure
 from cpt_lab.store import Store
 from cpt_lab.study import Study
-from cpt_lab.worker import ENDINGS, FAILED
+from cpt_lab.worker import ENDINGS, FAILED, SIGNALS
 
 POLL_SECONDS = 0.5
 GRACE_SECONDS = 30.0  # for workers to hand back what they build
@@ -30,9 +30,22 @@ INTERRUPTED = 130
 LAST_LINES = 15  # of a log, when a worker ends badly
 
 
-def default_workers() -> int:
-    """One per GPU; without GPUs one per core, but no more than 4: each holds its own model."""
-    return _gpus() or min(MOST_DEFAULT_WORKERS, cores())
+def default_workers(each: int = 1) -> int:
+    """One per GPU, or per so many; without GPUs one per core, but no more than 4: each holds its own model."""
+    return gpus.shares(each) or min(MOST_DEFAULT_WORKERS, cores())
+
+
+def gpus_to_evaluate(todo: Plan) -> int:
+    """How many of this machine's GPUs a worker needs to hold the largest model that it scores; ValueError if there are not as many."""
+    largest = max((rates.loaded(step.spec) for step in todo.steps), default=0)
+    count, each_gb = len(gpus.names()), gpus.memory_gb()
+    needed = gpus.needed(largest, each_gb) if count and each_gb else 1
+    if needed > max(1, count):
+        raise ValueError(
+            f"a model of {largest / 1e9:.0f} GB needs {needed} GPUs of {each_gb:.0f} GB to be scored, and this machine gives {count}: "
+            "use a larger one, or execution.device=cpu, or protocol.dtype=bfloat16 if it is float32"
+        )
+    return needed
 
 
 def cores() -> int:
@@ -140,13 +153,23 @@ class Crew:
     def _start(self, index: int) -> subprocess.Popen[bytes]:
         folder = self._told.folder
         command = [sys.executable, "-m", "cpt_lab.worker", str(folder), "--pack", str(index)]
-        place = {**environment(self._told), **_gpus_of(index, self._workers)}
-        with self._log(index).open("ab") as log:
+        place = {**environment(self._told), **gpus.of_worker(index, self._told.how.gpus, workers=self._workers)}
+        with self._log(index).open("ab") as log, _held_back():
             # a session of its own: Ctrl-C reaches this process alone, which then asks the workers to stop
             return subprocess.Popen(command, cwd=folder / "code", env=place, stdout=log, stderr=log, start_new_session=True)
 
     def _log(self, index: int) -> Path:
         return self._told.folder / "logs" / f"worker-{index}.txt"
+
+
+@contextmanager
+def _held_back() -> Iterator[None]:
+    """Processes that are started here get the signals that end a worker only when they listen to them: the mask is inherited."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextmanager
@@ -168,8 +191,8 @@ def synchronise(store: Store, asked: Study, files: Sequence[Path]) -> str:
 
     try:
         tracking.initialise(asked.tracking)
-        tracking.sync(store, asked, asked.tracking)
-        tracking.log_figures(store, asked, asked.tracking, files)
+        tracking.sync(store, asked.name, asked.tracking)
+        tracking.log_figures(store, asked.name, asked.tracking, files)
     except tracking.TrackingUnavailable as error:
         print(f"warning: {error}", file=sys.stderr)
         return ""
@@ -179,24 +202,8 @@ def synchronise(store: Store, asked: Study, files: Sequence[Path]) -> str:
 def _mirror(store: Store, asked: Study, ended: threading.Event) -> None:
     from cpt_lab import tracking
 
-    try:
+    with suppress(tracking.TrackingUnavailable):
         tracking.initialise(asked.tracking)
-        while not ended.wait(SYNC_SECONDS):
-            tracking.sync(store, asked, asked.tracking)
-    except tracking.TrackingUnavailable:
-        return  # `synchronise` says so at the end
-
-
-def _gpus() -> int:
-    if not gpu_name():
-        return 0
-    listed = subprocess.run(["nvidia-smi", "--list-gpus"], capture_output=True, text=True, check=False)
-    return len(listed.stdout.splitlines()) if listed.returncode == 0 else 0
-
-
-def _gpus_of(index: int, workers: int) -> dict[str, str]:
-    """Workers share the GPUs: each has one, or several where there are fewer workers, as a training run over all of them needs."""
-    given = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
-    known = given or [str(number) for number in range(_gpus())]
-    mine = known[index::workers] or known[index % len(known) :][:1] if known else []
-    return {"CUDA_VISIBLE_DEVICES": ",".join(mine)} if mine else {}
+    while not ended.wait(SYNC_SECONDS):
+        with suppress(tracking.TrackingUnavailable):  # it may be back the next time; `synchronise` says so at the end
+            tracking.sync(store, asked.name, asked.tracking)

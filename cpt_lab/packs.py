@@ -86,9 +86,18 @@ def _words(value: Any, numbers: list[float]) -> str:
         if value.FOLDER:
             return key(value)
         return " ".join(_words(getattr(value, name), numbers) for name in type(value).model_fields)
+    if isinstance(value, tuple) and (flat := _units(value)):  # hundreds of heads, and as many points
+        numbers.extend(flat)
+        return "#"
     if isinstance(value, tuple):  # of any length: one head and two heads are edits of one kind
         return " ".join(dict.fromkeys([_words(item, numbers) for item in value]))
     if isinstance(value, int | float) and not isinstance(value, bool):
         numbers.append(float(value))
         return "#"
     return repr(value)
+
+
+def _units(values: tuple[Any, ...]) -> list[float]:
+    """The numbers of a tuple of tuples of integers, such as heads; nothing for any other tuple."""
+    flat = [number for item in values if isinstance(item, tuple) for number in item]
+    return list(map(float, flat)) if set(map(type, values)) == {tuple} and set(map(type, flat)) == {int} else []

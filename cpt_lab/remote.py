@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import math
 import shlex
 import sys
 import threading
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
-from cpt_lab import rates, slurm, specs
+from cpt_lab import gpus, rates, slurm, specs
 from cpt_lab.launch import Launch
 from cpt_lab.plan import ON_GPU, ONE_TASK_EACH, PACKED, STAGES, Plan
 from cpt_lab.progress import Watch
@@ -19,7 +19,6 @@ from cpt_lab.specs import key
 from cpt_lab.store import read_json
 
 POLL_SECONDS = 1.0
-RESERVE = 1.25  # memory of a worker that evaluates / bytes of its weights: caches and activations
 EVALUATE = frozenset({"probe", "evaluate"})
 
 
@@ -34,14 +33,14 @@ def stages(told: Launch, site: Site) -> list[Stage]:
         with_work = sum(not steps.isdisjoint(names) for names in told.packs)
         runs = sum(isinstance(order.spec, specs.TrainedCheckpoint) for order in told.orders if order.stage == name)
         packs = max(1, runs) if name in ONE_TASK_EACH else max(1, with_work) if name in PACKED else 1
-        made.append(stage(name, site, packs=packs, gpus=told.how.gpus, needs=tuple(one.name for one in made)))
+        made.append(stage(name, site, packs=packs, to_evaluate=told.how.gpus, needs=tuple(one.name for one in made)))
     return made
 
 
-def stage(name: str, site: Site, *, packs: int = 1, gpus: int = 1, needs: tuple[str, ...] = ()) -> Stage:
+def stage(name: str, site: Site, *, packs: int = 1, to_evaluate: int = 1, needs: tuple[str, ...] = ()) -> Stage:
     """A stage of so many tasks with what the site says of it: one GPU for what computes, so many to evaluate, none for small things."""
     asked = {str(one): resources for one, resources in site.stages.items()}.get(name, Resources())
-    usual = 0 if name not in ON_GPU or not site.gpus_per_node else gpus if name in EVALUATE else 1
+    usual = 0 if name not in ON_GPU or not site.gpus_per_node else to_evaluate if name in EVALUATE else 1
     return Stage(
         name,
         packs=packs,
@@ -57,7 +56,7 @@ def stage(name: str, site: Site, *, packs: int = 1, gpus: int = 1, needs: tuple[
 def gpus_to_evaluate(todo: Plan, site: Site) -> int:
     """How many GPUs of the site a worker needs to hold the largest model that it scores; ValueError if no node has as many."""
     largest = max((rates.loaded(step.spec) for step in todo.steps), default=0)
-    needed = max(1, math.ceil(RESERVE * largest / (site.gpu_memory_gb * 2**30)))
+    needed = gpus.needed(largest, site.gpu_memory_gb)
     if site.gpus_per_node and needed > site.gpus_per_node:
         raise ValueError(
             f"a model of {largest / 1e9:.0f} GB needs {needed} GPUs of {site.gpu_memory_gb:g} GB to be scored, and a task of site "
@@ -68,9 +67,9 @@ def gpus_to_evaluate(todo: Plan, site: Site) -> int:
 
 def check(todo: Plan, site: Site) -> None:
     """ValueError if the cluster would refuse a stage of this plan, or keep it waiting for ever; asked before a launch is written."""
-    gpus, present = gpus_to_evaluate(todo, site), todo.stages()
+    most, present = gpus_to_evaluate(todo, site), todo.stages()
     _check_ranks(todo, site)
-    slurm.check([stage(name, site, gpus=gpus) for name in STAGES if name in present], site)
+    slurm.check([stage(name, site, to_evaluate=most) for name in STAGES if name in present], site)
 
 
 def _check_ranks(todo: Plan, site: Site) -> None:
@@ -103,7 +102,7 @@ def wait(told: Launch) -> None:
     """Show progress until no job of the launch is left in the queue. Ctrl-C leaves the jobs running."""
     with Watch(told.store(), told.steps()) as watch:
         try:
-            while _left(told.folder):
+            for _ in _looks(told.folder):
                 watch.refresh()
                 threading.Event().wait(POLL_SECONDS)
             watch.refresh()
@@ -123,8 +122,20 @@ def job_lines(folder: Path) -> list[str]:
     return lines
 
 
-def _left(folder: Path) -> bool:
+def _looks(folder: Path) -> Iterator[None]:
+    """As long as jobs are left. A controller that does not answer is waited for: the jobs go on without it."""
     jobs = read_json(folder / "jobs.json")
     ids = [task for stage in jobs.values() for task in stage["ids"]]
-    states = slurm.job_states(ids)
-    return any(states.get(task, "COMPLETED") not in slurm.ENDED for task in ids)
+    answers = True
+    while True:
+        try:
+            states = slurm.job_states(ids)
+        except ValueError as error:
+            if answers:
+                print(f"warning: {error}; the jobs go on meanwhile", file=sys.stderr)
+            answers = False
+        else:
+            answers = True
+            if all(states.get(task, "COMPLETED") in slurm.ENDED for task in ids):
+                return
+        yield

@@ -160,9 +160,9 @@ def draw(store: Store, asked: Study) -> list[Path]:
     return files
 
 
-def figure_files(store: Store, asked: Study) -> list[Path]:
-    """The figures that were drawn, and the report."""
-    folder = study.folder(store, asked.name)
+def figure_files(store: Store, name: str) -> list[Path]:
+    """The figures of a study that were drawn, and the report."""
+    folder = study.folder(store, name)
     return sorted([*(folder / "figures").glob("*"), *folder.glob("report.html")])
 
 

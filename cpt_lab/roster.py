@@ -8,14 +8,18 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from cpt_lab import plan, study
-from cpt_lab.specs import SCHEMA, Evaluation, Spec, closure, key, parse, rankings_of, settled
+from cpt_lab.specs import SCHEMA, Evaluation, Spec, TrainedCheckpoint, closure, digest, key, parse, rankings_of, settled
 from cpt_lab.store import State, Status, Store, read_json, write_atomically
 from cpt_lab.study import Study
+from cpt_lab.tracking_settings import Tracking
+
+FORMAT = 2  # raise when what is kept changes
+DIGITS = 16  # of a digest, as in a key
 
 
 class Entry(NamedTuple):
@@ -24,6 +28,7 @@ class Entry(NamedTuple):
     name: str
     folder: str  # below the results: kind/key
     waits: tuple[str, ...]
+    asked: str  # digest of the spec that was asked for, which stays when a ranking becomes known
 
 
 @dataclass(frozen=True)
@@ -35,6 +40,8 @@ class Roster:
     needs: tuple[str, ...]  # what points need and are, but for evaluations; needs before what needs them
     probes: tuple[str, ...]  # the evaluations that rankings wait for
     chains: dict[str, tuple[str, ...]]  # a ranking that points wait for -> what it needs and itself, the ranking first
+    trainings: tuple[str, ...]  # those of the needs that are training runs
+    tracking: Tracking
 
     @property
     def folders(self) -> set[str]:
@@ -66,7 +73,7 @@ def write(store: Store, asked: Study) -> Roster:
 def of(store: Store, asked: Study) -> Roster:
     """The roster of a study, saved or not."""
     wanted = [*study.resolved(store, asked.points).values()]
-    entries = tuple(_entry(point.name, spec) for point, spec in zip(asked.points, wanted, strict=True))
+    entries = tuple(_entry(point.name, spec, digest(point.spec)[:DIGITS]) for point, spec in zip(asked.points, wanted, strict=True))
     needs = closure([*(point.spec for point in asked.points), *wanted])
     waiting = {_folder(ranking): ranking for spec in wanted for ranking in rankings_of(spec)}
     return Roster(
@@ -75,6 +82,8 @@ def of(store: Store, asked: Study) -> Roster:
         needs=tuple(_folder(spec) for spec in needs if spec.FOLDER and not isinstance(spec, Evaluation)),
         probes=tuple(_folder(spec) for spec in plan.probes(needs)),
         chains={name: tuple(_folder(need) for need in reversed(closure([ranking]))) for name, ranking in waiting.items()},
+        trainings=tuple(_folder(spec) for spec in needs if isinstance(spec, TrainedCheckpoint)),
+        tracking=asked.tracking,
     )
 
 
@@ -105,20 +114,21 @@ def _blocked(chain: Iterable[str], status: Callable[[str], Status]) -> Status | 
 def _refreshed(store: Store, roster: Roster, news: set[str], manifest: Path) -> Roster:
     """The roster after some rankings were finished: only the points that waited for them are read again."""
     raw = json.loads(manifest.read_text())["points"]
-    late = {index: parse(raw[index]["spec"]) for index, entry in enumerate(roster.entries) if news.intersection(entry.waits)}
+    known: dict[str, Spec] = {}
+    late = {index: parse(raw[index]["spec"], known) for index, entry in enumerate(roster.entries) if news.intersection(entry.waits)}
     orders = study.orders(store, list(late.values()))
     entries = list(roster.entries)
     for index, spec in late.items():
-        entries[index] = _entry(entries[index].name, settled(spec, orders))
+        entries[index] = _entry(entries[index].name, settled(spec, orders), entries[index].asked)
     still = {name for entry in entries for name in entry.waits}
     chains = {name: chain for name, chain in roster.chains.items() if name in still}
-    fresh = Roster(roster.study, tuple(entries), roster.needs, roster.probes, chains)
+    fresh = replace(roster, entries=tuple(entries), chains=chains)
     _keep(fresh, manifest)
     return fresh
 
 
-def _entry(name: str, spec: Spec) -> Entry:
-    return Entry(name, _folder(spec), tuple(dict.fromkeys(_folder(ranking) for ranking in rankings_of(spec))))
+def _entry(name: str, spec: Spec, asked: str) -> Entry:
+    return Entry(name, _folder(spec), tuple(dict.fromkeys(_folder(ranking) for ranking in rankings_of(spec))), asked)
 
 
 def _folder(spec: Spec) -> str:
@@ -128,19 +138,22 @@ def _folder(spec: Spec) -> str:
 def _stamp(manifest: Path) -> list[int]:
     """Which manifest, and whose keys: of another schema everything lies elsewhere."""
     found = manifest.stat()
-    return [SCHEMA, found.st_mtime_ns, found.st_size]
+    return [SCHEMA, FORMAT, found.st_mtime_ns, found.st_size]
 
 
 def _keep(roster: Roster, manifest: Path) -> None:
     with suppress(OSError):  # a store that cannot be written can be looked at
-        write_atomically(manifest.with_name("roster.json"), json.dumps({"stamp": _stamp(manifest), **asdict(roster)}))
+        content = {"stamp": _stamp(manifest), **vars(roster), "tracking": roster.tracking.model_dump()}
+        write_atomically(manifest.with_name("roster.json"), json.dumps(content))
 
 
 def _parsed(kept: dict[str, Any]) -> Roster:
     return Roster(
         study=kept["study"],
-        entries=tuple(Entry(name, folder, tuple(waits)) for name, folder, waits in kept["entries"]),
+        entries=tuple(Entry(name, folder, tuple(waits), asked) for name, folder, waits, asked in kept["entries"]),
         needs=tuple(kept["needs"]),
         probes=tuple(kept["probes"]),
         chains={name: tuple(chain) for name, chain in kept["chains"].items()},
+        trainings=tuple(kept["trainings"]),
+        tracking=Tracking.model_validate(kept["tracking"]),
     )

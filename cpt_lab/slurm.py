@@ -1,7 +1,8 @@
 """Submission to SLURM: a launch becomes one job array per stage, whose tasks are workers of the launch's own snapshot of the code.
 
 submitit writes and submits the batch files. All that it pickles is `os.execv` and strings: a task becomes the worker by exec, so
-the worker's exit code is the one that SLURM sees, and SLURM's signals reach the worker with nothing in between.
+the worker's exit code is the one that SLURM sees, and SLURM's signals reach the worker with nothing in between. Those that come
+before it listens, while Python starts and imports, wait for it: a task's first act is to block them, and exec keeps them blocked.
 """
 
 from __future__ import annotations
@@ -24,6 +25,10 @@ from cpt_lab.store import read_json, write_atomically
 
 SCRUBBED = ("SLURM_", "SBATCH_", "SRUN_", "SALLOC_", "PMI")  # of a job that submits: it would inherit them as options
 KEPT = "SLURM_CONF"  # where the cluster is
+BLOCK_AND_GO_ON = """\
+import os, signal, sys
+signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2))
+os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"""
 ANSWER_SECONDS = 120.0  # a busy controller may take long, a dead one for ever
 # `sbatch --test-only` says this of a request that no node can ever meet, and of any request while the nodes are down: not a reason.
 NOT_NOW = "Requested node configuration is not available"
@@ -98,7 +103,9 @@ def job_states(jobs: Iterable[str]) -> dict[str, str]:
         return {}
     masters = ",".join(sorted({one.split("_")[0] for one in asked}))
     states = _accounted(masters) | _queued(masters)
-    return {task: state for task, state in states.items() if task in asked or task.split("_")[0] in asked}
+    found = {task: state for task, state in states.items() if task in asked or task.split("_")[0] in asked}
+    whole = {task: states[master] for task in asked if (master := task.split("_")[0]) in states}  # an array that ended before it began
+    return whole | found
 
 
 def cancel(jobs: Iterable[str]) -> None:
@@ -135,6 +142,14 @@ def task_command(launch: Path, stage: Stage, pack: int, python: str) -> list[str
     return [python, "-m", "cpt_lab.worker", str(launch), "--stage", stage.name, "--pack", str(pack)]
 
 
+def deaf(python: str) -> list[str]:
+    """A command that becomes this Python with the arguments put behind it, and holds back the signals that end a worker until it listens.
+
+    -S -I: it must not take longer than a few milliseconds.
+    """
+    return [python, "-S", "-I", "-c", BLOCK_AND_GO_ON]
+
+
 def chunks(packs: int, largest: int) -> list[range]:
     """The packs of a stage in arrays of at most `largest` tasks."""
     size = max(1, largest)
@@ -167,7 +182,7 @@ def _submit_array(launch: Path, stage: Stage, packs: range, parameters: dict[str
     from submitit.core.utils import FailedJobError
 
     python = python or sys.executable
-    executor = submitit.SlurmExecutor(folder=launch / "logs" / stage.name, python=shlex.quote(python))
+    executor = submitit.SlurmExecutor(folder=launch / "logs" / stage.name, python=shlex.join(deaf(python)))
     executor.update_parameters(**parameters)
     commands = [task_command(launch, stage, pack, python) for pack in packs]
     try:

@@ -15,7 +15,6 @@ from cpt_lab.store import State, Status, Store, read_json, write_atomically
 from cpt_lab.tracking_settings import Tracking
 
 Value = str | int | float | bool | None
-SHARED = frozenset({"hub_checkpoint", "folder_checkpoint", "trained_checkpoint", "ranking", "protocol"})  # kinds that many points hold
 
 
 class Point(BaseModel):
@@ -67,12 +66,16 @@ def load(store: Store, name: str) -> Study:
     if not path.exists():
         raise KeyError(no_such(store, name))
     try:
-        data = json.loads(path.read_text())
-        known: dict[str, Spec] = {}
-        points = [{**point, "spec": _shared(point["spec"], known)} for point in data["points"]]
-        return Study.model_validate({**data, "points": points})
+        return read(json.loads(path.read_text()))
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} was written by another version of cpt_lab ({_first_line(error)}): launch the study again") from None
+
+
+def read(manifest: dict[str, Any]) -> Study:
+    """The study of a manifest, its points sharing their equal parts; ValueError if it is of another version."""
+    known: dict[str, Spec] = {}
+    points = [{**point, "spec": parse(point["spec"], known)} for point in manifest["points"]]
+    return Study.model_validate({**manifest, "points": points})
 
 
 def no_such(store: Store, name: str) -> str:
@@ -134,20 +137,6 @@ def scores(store: Store, spec: Spec) -> dict[str, Any]:
     if not isinstance(spec, Evaluation) or not store.is_done(spec):
         return {}
     return read_json(store.product(spec) / "results.json")
-
-
-def _shared(value: Any, known: dict[str, Spec]) -> Any:
-    """The same JSON with checkpoints, rankings and protocols as specs, equal ones as one: thousands of points hold the same few."""
-    if isinstance(value, list):
-        return [_shared(item, known) for item in value] if value and isinstance(value[0], dict) else value
-    if not isinstance(value, dict):
-        return value
-    if value.get("kind") not in SHARED:
-        return {name: _shared(item, known) for name, item in value.items()}
-    text = json.dumps(value)
-    if text not in known:
-        known[text] = parse({name: _shared(item, known) for name, item in value.items()})
-    return known[text]
 
 
 def _first_line(error: Exception) -> str:

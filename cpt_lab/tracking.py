@@ -1,4 +1,4 @@
-"""MLflow as a view of the store: a parent run per study, a run per finished point and training run. The only writer of MLflow.
+"""MLflow as a view of the store: a run per study, below it one per finished point, curve and training run. The only writer of MLflow.
 
 Nothing here is anybody's memory: a sync can be killed, repeated, raced or postponed, and the next one completes the view without
 duplicates. Every run carries its identity as a tag from the moment it is created, and that tag, not a file of ours, decides whether it
@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,20 +22,37 @@ from cpt_lab import study as studies
 from cpt_lab import tracking_client as mlflow_side
 from cpt_lab.lease import claim
 from cpt_lab.store import Store, read_json, write_atomically
-from cpt_lab.study import Study
 from cpt_lab.tracking_client import TrackingUnavailable
-from cpt_lab.tracking_records import Record, store_id, study_records
+from cpt_lab.tracking_look import PARENT, Look, look
+from cpt_lab.tracking_records import Record, store_id
+from cpt_lab.tracking_runs import Runs
 from cpt_lab.tracking_settings import Tracking
 
-__all__ = ["Reconciled", "Synced", "Tracking", "TrackingUnavailable", "initialise", "log_figures", "reconcile", "sync", "ui_command"]
+__all__ = [
+    "Reconciled",
+    "Synced",
+    "Tracking",
+    "TrackingUnavailable",
+    "initialise",
+    "log_figures",
+    "reconcile",
+    "sync",
+    "ui_command",
+    "ui_words",
+]
 
 LOCK_SECONDS = 300.0  # how long one sync waits for another
 POLL_SECONDS = 0.05
+RUNS_AT_A_TIME = 50  # are remembered together
+FEW = 50  # runs are looked up one by one; for more, all of the study
+RUNS = ("point ", "training ", "curve ")  # what identities of runs begin with; figures and the plan are remembered too
+KEPT = "kept"  # stamp of a run that is written whenever something new belongs to it
+FORMAT = "2"  # raise when runs show something else: all are written again
 
 
 @dataclass(frozen=True)
 class Synced:
-    """What a sync did, in runs; `pending` points have nothing to show yet."""
+    """What a sync did, in runs of points and trainings; `pending` points have nothing to show yet."""
 
     created: int = 0
     updated: int = 0
@@ -60,22 +77,28 @@ def initialise(settings: Tracking) -> str:
         raise TrackingUnavailable(_advice(error, "STUDY")) from error
 
 
-def sync(store: Store, study: Study, settings: Tracking) -> Synced:
-    """Bring MLflow up to the store and count the runs; TrackingUnavailable, saying how to repeat it, if MLflow cannot be reached."""
+def sync(store: Store, name: str, settings: Tracking) -> Synced:
+    """Bring MLflow up to the store and count the runs; TrackingUnavailable, saying how to repeat it, if MLflow cannot be reached.
+
+    States alone say what is to be written; with nothing to write neither the manifest nor MLflow is looked at.
+    """
     if settings.kind == "off":
         return Synced()
-    view = _View(store, study, settings.within(store.root))
-    parent, records, pending = study_records(store, study)
-    if not view.stale([parent, *records]):
-        return Synced(unchanged=len(records), pending=pending)
+    view = _View(store, name, settings.within(store.root))
+    seen = look(store, name)
+    if view.is_current(seen):
+        return Synced(unchanged=len(seen.stamps), pending=seen.pending)
     with view.writing() as client:
-        parent, records, pending = study_records(store, study)  # while this one waited, another may have written or finished more
-        view.ensure(client, parent)
-        stale = view.stale(records)
-        created = sum([view.write(client, record) for record in stale])
-        view.write(client, parent)  # last: its status says that the others are there
-        view.retire_all_but(client, [parent, *records])
-    return Synced(created, len(stale) - created, len(records) - len(stale), pending)
+        runs = Runs(store, studies.load(store, name), look(store, name))  # meanwhile another may have written, or finished more
+        stale = view.find_stale(client, runs)
+        view.ensure(client, runs.parent([]))
+        created = sum([view.write_some(client, runs, some) for some in _pieces(stale, RUNS_AT_A_TIME)])
+        view.write(client, runs.parent([]))  # last: its status says that the others are there
+        view.remember(PARENT, runs.look.stamp)
+        view.write_plan(client, runs)
+        view.retire_all_but(client, runs.wanted)
+    shown = runs.look.stamps
+    return Synced(created, len(stale) - created, len(shown) - len(stale), runs.look.pending)
 
 
 @dataclass(frozen=True)
@@ -87,36 +110,42 @@ class Reconciled:
     closed: int = 0
 
 
-def reconcile(store: Store, study: Study, settings: Tracking) -> Reconciled:
+def reconcile(store: Store, name: str, settings: Tracking) -> Reconciled:
     """Compare every run of the study with the store, whatever was remembered of earlier writing, and mend it; errors as `sync`."""
     if settings.kind == "off":
         return Reconciled()
-    view = _View(store, study, settings.within(store.root))
+    view = _View(store, name, settings.within(store.root))
     with view.writing() as client:
-        parent, records, _ = study_records(store, study)
-        wanted = [parent, *records]
+        runs = Runs(store, studies.load(store, name), look(store, name))
+        wanted = runs.everything()
+        view.find(client)
         closed = len(view.zombies(wanted))
-        view.ensure(client, parent)
         wrong = view.differing(wanted)
+        view.ensure(client, wanted[0])
+        stamps = {PARENT: runs.look.stamp, **runs.look.stamps}
         for record in wrong:
             view.write(client, record)
-        view.retire_all_but(client, wanted)
+        for record in wanted:
+            view.remember(record.identity, stamps.get(record.identity, KEPT))
+        view.write_plan(client, runs)
+        view.retire_all_but(client, runs.wanted)
     return Reconciled(len(wanted), len(wrong), closed)
 
 
-def log_figures(store: Store, study: Study, settings: Tracking, files: Sequence[Path]) -> None:
+def log_figures(store: Store, name: str, settings: Tracking, files: Sequence[Path]) -> None:
     """Put the files among the artifacts of the study's run, unless these very contents are there; errors as `sync`."""
     if settings.kind == "off":
         return
-    view = _View(store, study, settings.within(store.root))
-    new = [path for path in files if not view.knows(f"figure {path.name}", _digest(path))]
+    view = _View(store, name, settings.within(store.root))
+    new = [path for path in files if not view.knows(f"figure {path.name}", _digest(path.read_bytes()))]
     if not new:
         return
     with view.writing() as client:
-        run = view.ensure(client, study_records(store, study)[0])
-        mlflow_side.write_files(client, run.info.run_id, new, "figures")
+        view.find(client, [PARENT])
+        run = view.ensure(client, Runs(store, studies.load(store, name), look(store, name)).parent([]))
+        mlflow_side.write_files(client, run, new, "figures")
         for path in new:
-            view.remember(f"figure {path.name}", _digest(path))
+            view.remember(f"figure {path.name}", _digest(path.read_bytes()))
 
 
 def ui_command(settings: Tracking) -> str:
@@ -125,59 +154,78 @@ def ui_command(settings: Tracking) -> str:
         return ""
     if settings.kind == "server":
         return settings.address
-    return shlex.join([sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", settings.address])  # MLflow need not be on the PATH
+    return shlex.join(ui_words(settings))
+
+
+def ui_words(settings: Tracking) -> list[str]:
+    """The words of the command that serves a SQLite file's runs; MLflow need not be on the PATH."""
+    return [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", settings.address]
 
 
 class _View:
     """One study in MLflow: what was written last, and the lock and connection to write more."""
 
-    def __init__(self, store: Store, study: Study, settings: Tracking) -> None:
+    def __init__(self, store: Store, name: str, settings: Tracking) -> None:
         self._settings = settings
-        self._study = study
-        self._folder = studies.folder(store, study.name)
+        self._name = name
+        self._folder = studies.folder(store, name)
         self._store = store
         self._tags: dict[str, str] = {}
         self._experiment = ""
         self._found: dict[str, Any] = {}
         self._known = self._read()
 
-    def stale(self, records: Sequence[Record]) -> list[Record]:
-        """The records that are not in MLflow as they are."""
-        return [record for record in records if not self.knows(record.identity, record.fingerprint)]
+    def is_current(self, seen: Look) -> bool:
+        """Whether all that the look saw was written."""
+        shown = {PARENT: seen.stamp, **seen.stamps}
+        return shown.items() <= self._known.items()
 
-    def knows(self, name: str, fingerprint: str) -> bool:
-        return self._known.get(name) == fingerprint
+    def knows(self, name: str, stamp: str) -> bool:
+        return self._known.get(name) == stamp
 
-    def remember(self, name: str, fingerprint: str) -> None:
-        self._known[name] = fingerprint
+    def remember(self, name: str, stamp: str) -> None:
+        self._known[name] = stamp
 
     @contextmanager
     def writing(self) -> Iterator[Any]:
-        """The only writer of this study (and of this database): connected, with the runs that exist already looked up."""
+        """The only writer of this study (and of this database), connected."""
         settings = self._settings
         lock = settings.database.parent if settings.kind == "sqlite" else self._folder
         try:
             with _exclusive(lock):
                 self._experiment = _initialise(settings)
                 self._known = self._read()
-                self._tags = {"cpt.store": store_id(self._store), "cpt.study": self._study.name}
+                self._tags = {"cpt.store": store_id(self._store), "cpt.study": self._name}
                 with mlflow_side.connected(settings) as client:
-                    self._found = mlflow_side.find_runs(client, self._experiment, self._tags)
-                    if "study" not in self._found:
-                        self._known = {}  # MLflow has lost the study: what was written last says nothing
                     try:
                         yield client
                     finally:
                         self._write()
         except (TrackingUnavailable, OSError) as error:
-            raise TrackingUnavailable(_advice(error, self._study.name)) from error
+            raise TrackingUnavailable(_advice(error, self._name)) from error
+
+    def find(self, client: Any, only: Sequence[str] | None = None) -> None:
+        """Look up the runs that exist already: all of the study, or those of some identities."""
+        few = only if only is not None and len(only) <= FEW and not any("'" in name for name in only) else None
+        self._found |= mlflow_side.find_runs(client, self._experiment, self._tags, few)
+
+    def find_stale(self, client: Any, runs: Runs) -> list[str]:
+        """The points and training runs that are not in MLflow as they are, after looking up what is there of them."""
+        self.find(client, [PARENT])
+        if PARENT not in self._found:
+            self._known = {}  # MLflow has lost the study: what was written last says nothing
+        stale = [identity for identity, stamp in runs.look.stamps.items() if not self.knows(identity, stamp)]
+        gone = [name for name in self._known if name.startswith(RUNS) and name not in runs.wanted]
+        curves = [name for name, points in runs.curves.items() if not set(stale).isdisjoint(points)]
+        self.find(client, [*stale, *curves, *gone] if self._known else None)
+        return stale
 
     def ensure(self, client: Any, record: Record) -> Any:
         """The record's run, created if there is none; the study's own run must be there before the others."""
         if record.identity not in self._found:
             tags = dict(self._tags)
-            if "study" in self._found:
-                tags["mlflow.parentRunId"] = self._found["study"].info.run_id
+            if PARENT in self._found:
+                tags["mlflow.parentRunId"] = self._found[PARENT].info.run_id
             self._found[record.identity] = mlflow_side.create_run(client, self._experiment, record, tags=tags)
         return self._found[record.identity]
 
@@ -185,8 +233,28 @@ class _View:
         """Create the run if there is none, and bring it up to the record; whether it was created."""
         is_new = record.identity not in self._found
         mlflow_side.write_run(client, self.ensure(client, record), record)
-        self.remember(record.identity, record.fingerprint)
         return is_new
+
+    def write_some(self, client: Any, runs: Runs, identities: Sequence[str]) -> int:
+        """Write these runs, their curves and the study's so far, and remember them: a sync of thousands may be killed; how many are new."""
+        records = runs.records(identities)
+        created = sum([self.write(client, record) for record in records])
+        curves = runs.curve_records(records)
+        for record in (*curves, replace(runs.parent(records), status="RUNNING")):
+            self.write(client, record)
+        for record in records:
+            self.remember(record.identity, runs.look.stamps[record.identity])
+        for record in curves:
+            self.remember(record.identity, KEPT)
+        self._write()
+        return created
+
+    def write_plan(self, client: Any, runs: Runs) -> None:
+        """The plan among the artifacts of the study's run, if it is another than was written."""
+        plan = runs.plan()
+        if not self.knows("plan", _digest(plan.encode())):
+            mlflow_side.write_text(client, self._found[PARENT], plan, "plan.csv")
+            self.remember("plan", _digest(plan.encode()))
 
     def zombies(self, records: Sequence[Record]) -> list[Any]:
         """Runs that MLflow has as RUNNING and the store has not."""
@@ -195,17 +263,18 @@ class _View:
 
     def differing(self, records: Sequence[Record]) -> list[Record]:
         """The records whose run is missing, was not written as it should be, or was changed since."""
-        return [record for record in records if not self.knows(record.identity, record.fingerprint) or self._was_changed(record)]
+        return [record for record in records if self._was_changed(record)]
 
     def _was_changed(self, record: Record) -> bool:
         run = self._found.get(record.identity)
         return run is None or not mlflow_side.shows(run, record)
 
-    def retire_all_but(self, client: Any, records: Sequence[Record]) -> None:
+    def retire_all_but(self, client: Any, wanted: set[str]) -> None:
         """Mark the runs of this study that the store no longer stands for."""
-        for identity in self._found.keys() - {record.identity for record in records}:
+        for identity in self._found.keys() - wanted:
             mlflow_side.retire_run(client, self._found[identity])
-            self._known.pop(identity, None)
+        for identity in [name for name in self._known if name.startswith(RUNS) and name not in wanted]:
+            del self._known[identity]
 
     def _read(self) -> dict[str, str]:
         cache = read_json(self._folder / "mlflow.json")
@@ -214,14 +283,13 @@ class _View:
 
     def _write(self) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
-        runs = {identity: run.info.run_id for identity, run in self._found.items()}
-        content = {"where": self._where(), "experiment": self._experiment, "written": self._known, "runs": runs}
+        content = {"where": self._where(), "experiment": self._experiment, "written": self._known}
         write_atomically(self._folder / "mlflow.json", json.dumps(content, indent=1))
 
     def _where(self) -> list[str]:
         """Which MLflow the memory is about: another server, or a database made anew, knows nothing of what was written."""
         ready = mlflow_side.is_initialised(self._settings)
-        return [self._settings.address, self._settings.experiment, ready.get("database", "")]
+        return [FORMAT, self._settings.address, self._settings.experiment, ready.get("database", "")]
 
 
 def _initialise(settings: Tracking) -> str:
@@ -257,5 +325,9 @@ def _advice(error: BaseException, study: str) -> str:
     return f"MLflow cannot be written now ({error}): nothing is lost, `python -m cpt_lab track sync {study}` brings it up to date later"
 
 
-def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
+def _pieces(items: Sequence[str], size: int) -> list[Sequence[str]]:
+    return [items[start : start + size] for start in range(0, len(items), size)]

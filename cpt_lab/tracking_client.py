@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from importlib import import_module
 from importlib.metadata import version
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from cpt_lab.tracking_records import TAG_LENGTH, Measurement, Record, legal_name
 from cpt_lab.tracking_settings import SQLITE, Tracking
 
 PROBE_SECONDS = 5.0
-METRICS_PER_BATCH = 1000  # MLflow's limits for one request
+METRICS_PER_BATCH = 800  # MLflow's limits for one request: 1000 items, 100 of them parameters and 100 tags
 NAMES_PER_BATCH = 100
 RUNS_PER_PAGE = 1000
 CHATTY_LOGGERS = ("mlflow", "alembic", "sqlalchemy", "urllib3")
@@ -113,24 +114,32 @@ def mark_initialised(settings: Tracking, experiment: str) -> None:
     write_atomically(path, json.dumps(content, indent=1))
 
 
-def find_runs(client: Any, experiment: str, tags: dict[str, str]) -> dict[str, Any]:
-    """Identity -> run, of all runs that carry these tags: the authority on what exists, whatever a cache says."""
-    query = " and ".join(f"tags.`{name}` = '{value}'" for name, value in tags.items())
+def find_runs(client: Any, experiment: str, tags: dict[str, str], only: Sequence[str] | None = None) -> dict[str, Any]:
+    """Identity -> run, of all runs that carry these tags, or of a few: the authority on what exists, whatever a cache says."""
+    shared = " and ".join(f"tags.`{name}` = '{value}'" for name, value in tags.items())
+    queries = [f"{shared} and tags.`cpt.run` = '{identity}'" for identity in only or ()] if only is not None else [shared]
     runs: dict[str, Any] = {}
+    for query in queries:
+        for run in _search(client, experiment, query):
+            runs.setdefault(run.data.tags.get("cpt.run", ""), run)
+    return runs
+
+
+def _search(client: Any, experiment: str, query: str) -> Iterator[Any]:
     page = None
     while True:
         found = client.search_runs([experiment], query, max_results=RUNS_PER_PAGE, page_token=page)
-        for run in found:
-            runs.setdefault(run.data.tags.get("cpt.run", ""), run)
+        yield from found
         page = found.token
         if not page:
-            return runs
+            return
 
 
 def create_run(client: Any, experiment: str, record: Record, *, tags: dict[str, str]) -> Any:
     """A new run that carries its identity from its first moment, so that a sync killed right after is found by the next."""
     started = round(record.started * 1000) or None
-    return client.create_run(experiment, start_time=started, tags={**tags, "cpt.run": record.identity}, run_name=record.name)
+    carried = {**tags, **_tags(record), "cpt.run": record.identity}
+    return client.create_run(experiment, start_time=started, tags=carried, run_name=record.name)
 
 
 def write_run(client: Any, run: Any, record: Record) -> None:
@@ -139,24 +148,24 @@ def write_run(client: Any, run: Any, record: Record) -> None:
 
     had = run.data.params  # MLflow never changes a parameter
     params = [Param(name, value) for name, value in record.params.items() if name not in had]
-    tags = [RunTag(legal_name(name), value[:TAG_LENGTH]) for name, value in record.tags.items() if run.data.tags.get(name) != value]
-    for names in _batches(params, NAMES_PER_BATCH):
-        client.log_batch(run.info.run_id, params=names)
-    for names in _batches(tags, NAMES_PER_BATCH):
-        client.log_batch(run.info.run_id, tags=names)
-    measurements = [*record.metrics, *series(record)]
-    for part in _batches(measurements, METRICS_PER_BATCH):
-        client.log_batch(run.info.run_id, metrics=[Metric(*_as_metric(item)) for item in part])
-    _write_artifacts(client, run.info.run_id, record)
+    tags = [RunTag(name, value) for name, value in _tags(record).items() if run.data.tags.get(name) != value]
+    metrics = [Metric(*_as_metric(item, run)) for item in (*record.metrics, *series(record))]
+    batches = zip_longest(_batches(params, NAMES_PER_BATCH), _batches(tags, NAMES_PER_BATCH), _batches(metrics, METRICS_PER_BATCH))
+    for some_params, some_tags, some_metrics in batches:
+        client.log_batch(run.info.run_id, params=some_params or (), tags=some_tags or (), metrics=some_metrics or ())
+    _write_artifacts(client, run, record)
     _write_status(client, run, record)
 
 
 def shows(run: Any, record: Record) -> bool:
-    """Whether a run has the record's status, parameters, tags and last measurements; what else it has does not matter."""
-    named = {legal_name(name): value[:TAG_LENGTH] for name, value in record.tags.items()}
-    numbers = {item.name: item.value for item in record.metrics}
-    shown = ((record.params, run.data.params), (named, run.data.tags), (numbers, run.data.metrics))
-    return bool(run.info.status == record.status) and all(wanted.items() <= dict(there).items() for wanted, there in shown)
+    """Whether a run has the record's status, parameters, tags and last measurements; what else it has does not matter.
+
+    Of parameters the names count: what was written first, MLflow keeps.
+    """
+    numbers = {name: value for name, value, _, _ in (_as_metric(item, run) for item in record.metrics)}
+    shown = ((_tags(record), run.data.tags), (numbers, run.data.metrics))
+    known = record.params.keys() <= run.data.params.keys() and run.info.status == record.status
+    return bool(known) and all(wanted.items() <= dict(there).items() for wanted, there in shown)
 
 
 def retire_run(client: Any, run: Any) -> None:
@@ -167,15 +176,30 @@ def retire_run(client: Any, run: Any) -> None:
         client.set_terminated(run.info.run_id, status="KILLED")
 
 
-def write_files(client: Any, run_id: str, files: Sequence[Path], folder: str) -> None:
+def write_files(client: Any, run: Any, files: Sequence[Path], folder: str) -> None:
     for path in files:
-        client.log_artifact(run_id, str(path), folder)
+        _artifacts(client, run).log_artifact(str(path), folder or None)
+
+
+def write_text(client: Any, run: Any, text: str, name: str) -> None:
+    with tempfile.TemporaryDirectory(prefix="cpt-lab-") as folder:
+        (Path(folder) / name).write_text(text)
+        write_files(client, run, [Path(folder) / name], "")
 
 
 # -------------------------------------------------------------------------------------------------------------- helpers
 
 
-def _write_artifacts(client: Any, run_id: str, record: Record) -> None:
+def _artifacts(client: Any, run: Any) -> Any:
+    """Where a run's artifacts go; the client itself would ask for the run once more each time."""
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+    return get_artifact_repository(run.info.artifact_uri, tracking_uri=client.tracking_uri)
+
+
+def _write_artifacts(client: Any, run: Any, record: Record) -> None:
+    if not record.texts and not record.files:
+        return
     with tempfile.TemporaryDirectory(prefix="cpt-lab-") as name:
         folder = Path(name)
         for path, text in record.texts.items():
@@ -183,8 +207,11 @@ def _write_artifacts(client: Any, run_id: str, record: Record) -> None:
             (folder / path).write_text(text)
         for path, file in record.files.items():
             shutil.copyfile(file, folder / path)
-        if record.texts or record.files:
-            client.log_artifacts(run_id, name)
+        _artifacts(client, run).log_artifacts(name)
+
+
+def _tags(record: Record) -> dict[str, str]:
+    return {legal_name(name): value[:TAG_LENGTH] for name, value in record.tags.items()}
 
 
 def _write_status(client: Any, run: Any, record: Record) -> None:
@@ -194,8 +221,9 @@ def _write_status(client: Any, run: Any, record: Record) -> None:
         client.set_terminated(run.info.run_id, status=record.status, end_time=round(record.ended * 1000) or None)
 
 
-def _as_metric(item: Measurement) -> tuple[str, float, int, int]:
-    return item.name, item.value, round(item.time * 1000), item.step
+def _as_metric(item: Measurement, run: Any) -> tuple[str, float, int, int]:
+    step = max(0, round(item.time - run.info.start_time / 1000)) if item.step is None else item.step
+    return item.name, item.value, round(item.time * 1000), step
 
 
 def _batches(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:

@@ -264,7 +264,7 @@ def _mirror(told: Launch) -> None:
     from cpt_lab import tracking
 
     try:
-        tracking.sync(told.store(), study.load(told.store(), told.study), told.tracking)
+        tracking.sync(told.store(), told.study, told.tracking)
     except tracking.TrackingUnavailable as error:
         print(f"warning: {error}", flush=True)
 

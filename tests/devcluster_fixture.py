@@ -1,23 +1,23 @@
-"""A devcluster for the tests of one module, and patience for what happens on it."""
+"""A devcluster for the tests of one module."""
 
 import os
 import subprocess
 import sys
 import tempfile
-import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+
+from processes import PATIENCE
 
 DEVCLUSTER = Path(__file__).parents[1] / "launchers" / "devcluster"
 
 
 def devcluster(*arguments: str) -> subprocess.CompletedProcess[str]:
     """Run `launchers/devcluster ...`."""
-    return subprocess.run([sys.executable, str(DEVCLUSTER), *arguments], capture_output=True, text=True, check=False, timeout=90)
+    return subprocess.run([sys.executable, str(DEVCLUSTER), *arguments], capture_output=True, text=True, check=False, timeout=PATIENCE)
 
 
 @contextmanager
@@ -32,15 +32,6 @@ def running_devcluster(*options: str) -> Iterator[Path]:
         finally:
             stopped = devcluster("down", name)
         assert stopped.returncode == 0, stopped.stderr
-
-
-def wait_for(condition: Callable[[], bool], *, what: str, seconds: float = 60) -> None:
-    """Return when the condition holds; a failed assertion if that takes too long."""
-    deadline = time.monotonic() + seconds
-    pause = threading.Event()
-    while not condition():
-        assert time.monotonic() < deadline, f"{what} did not happen in {seconds:.0f} s"
-        pause.wait(0.1)
 
 
 def processes_of(folder: Path) -> list[str]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-import sqlite3
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+import sqlalchemy
 
 import toys
 from cpt_lab import slurm, study, tracking
@@ -51,20 +52,28 @@ class Drill:
 
     def wait_until_reached(self, spec: Spec = VICTIM) -> None:
         """A worker stands in this point."""
-        wait_for(lambda: (self.store.folder(spec) / "hanging").exists(), what=f"the build of {key(spec)}", seconds=60)
+        wait_for(lambda: (self.store.folder(spec) / "hanging").exists(), what=f"the build of {key(spec)}")
 
     def open(self) -> None:
         """Let everybody go on, also those who come to the gate later."""
         (self.root / "open").touch()
 
-    def wait_for_end(self, seconds: float = 100) -> list[str]:
-        wait_for(lambda: set(self.states()) <= ENDED, what=f"the end of {self.tasks}", seconds=seconds)
+    def wait_for_end(self) -> list[str]:
+        wait_for(lambda: set(self.states()) <= ENDED, what=f"the end of {self.tasks}")
         return self.states()
 
 
-def told(root: Path, *, where: str = "slurm", packs: int = 2, points: Sequence[Spec] = POINTS, settings: Tracking | None = None) -> Launch:
-    """A launch of the points whose victim waits at the gate."""
-    toys.write_script(root, {key(VICTIM): "gate"})
+def told(
+    root: Path,
+    *,
+    where: str = "slurm",
+    packs: int = 2,
+    points: Sequence[Spec] = POINTS,
+    settings: Tracking | None = None,
+    gates: Mapping[str, str] | None = None,
+) -> Launch:
+    """A launch of the points whose victim waits at the gate, or where some keys wait at gates of their names."""
+    toys.write_script(root, {name: f"gate {gate}".strip() for name, gate in (gates or {key(VICTIM): ""}).items()})
     store = Store(root)
     return toys.prepared(store, toys.planned(store, points, packs=packs), max_attempts=4, where=where, tracking=settings)
 
@@ -85,28 +94,42 @@ def check_once(root: Path, *, again: Sequence[Spec] = ()) -> None:
     assert {name for name, count in begun.items() if count > 1} <= {key(spec) for spec in again}
     assert len(list((root / "evaluations").glob("*/DONE"))) == len(POINTS)
     for folder in (root / "evaluations").iterdir():
-        assert json.loads((folder / "product" / "results.json").read_text()) == {}
+        assert json.loads((folder / "product" / "results.json").read_text()) == toys.RESULTS
     half = [path for pattern in (".product-*", "lease.json", ".lease-*", ".takeover-*") for path in root.glob(f"*/*/{pattern}")]
     assert half == []
 
 
-def check_mlflow(root: Path, settings: Tracking, *, by: Tracking | None = None) -> None:
-    """After a sync (by a server, if one is given) MLflow has every point once, finished, and another sync changes nothing."""
+def check_mlflow(root: Path, settings: Tracking, *, database: str = "") -> None:
+    """After a sync MLflow equals the store, with every point and every value once, and another sync changes nothing.
+
+    `database` is that of a server, for a look at MLflow's own tables.
+    """
     store, asked = Store(root), study.load(Store(root), "toys")
-    tracking.sync(store, asked, by or settings)
-    names = Counter(name for name, status in runs(settings, store) if status == "FINISHED")
+    tracking.sync(store, asked.name, settings)
+    tables = database or settings.within(store.root).address
+    names = Counter(name for name, status in runs(tables, store) if status == "FINISHED")
     assert {point.name for point in asked.points} <= set(names)
     assert set(names.values()) == {1}
-    again = tracking.sync(store, asked, by or settings)
+    twice = "select key from metrics where key not like 'points/%' group by run_uuid, key, step having count(*) > 1"
+    assert query(tables, twice) == []
+    found = tracking.reconcile(store, asked.name, settings)
+    assert (found.mended, found.closed) == (0, 0)
+    again = tracking.sync(store, asked.name, settings)
     assert (again.created, again.updated, again.pending) == (0, 0, 0)
 
 
-def runs(settings: Tracking, store: Store) -> list[tuple[str, str]]:
+def runs(database: str, store: Store) -> list[tuple[str, str]]:
     """(name, status) of the runs of a store, from MLflow's own tables."""
-    database = sqlite3.connect(settings.within(store.root).database)
     identity = (store.root / "studies" / ".store-id").read_text()
+    wanted = f"select name, status from runs join tags using (run_uuid) where key = 'cpt.store' and value = '{identity}'"
+    return [(str(name), str(status)) for name, status in query(database, wanted)]
+
+
+def query(database: str, text: str) -> list[tuple[object, ...]]:
+    """Rows of a database by its SQLAlchemy address."""
+    engine = sqlalchemy.create_engine(database)
     try:
-        query = "select name, status from runs join tags on tags.run_uuid = runs.run_uuid where tags.key = 'cpt.store' and tags.value = ?"
-        return database.execute(query, (identity,)).fetchall()
+        with engine.connect() as connection:
+            return [tuple(row) for row in connection.execute(sqlalchemy.text(text))]
     finally:
-        database.close()
+        engine.dispose()

@@ -13,6 +13,9 @@ from pathlib import Path
 
 TESTS = Path(__file__).parent
 ROOT = TESTS.parent
+# In front of a command: root as everybody else, who may not write where it is forbidden.
+UNPRIVILEGED = () if os.geteuid() else ("setpriv", "--bounding-set=-dac_override,-dac_read_search")
+PATIENCE = 300.0  # seconds: only a test that fails takes so long, and a slow machine at full load must not fail
 
 
 def start(code: str, *arguments: object, environment: dict[str, str] | None = None) -> subprocess.Popen[str]:
@@ -53,7 +56,7 @@ def hear(process: subprocess.Popen[str]) -> str:
     return line.strip()
 
 
-def wait_for(condition: Callable[[], bool], *, what: str, seconds: float = 60) -> None:
+def wait_for(condition: Callable[[], bool], *, what: str, seconds: float = PATIENCE) -> None:
     """Return when the condition holds; a failed assertion if that takes too long."""
     deadline = time.monotonic() + seconds
     pause = threading.Event()

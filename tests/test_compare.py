@@ -66,7 +66,7 @@ def test_words_choose_points_and_single_points_are_paired_whatever_they_are_call
 def test_studies_without_a_common_point_are_refused_with_what_they_have(sides: list[Side]) -> None:
     one = sides[1].results.studies[0]
     renamed = one.model_copy(update={"points": tuple(point.model_copy(update={"name": f"x {point.name}"}) for point in one.points)})
-    with pytest.raises(ValueError, match="share no point .*a: percent=100, percent=50; b: x percent=100"):
+    with pytest.raises(ValueError, match=r"share no point .*a: percent=100, percent=50; b: x percent=100"):
         across([sides[0], Side("b", Results(sides[1].results.store, [renamed]))])
 
 

@@ -4,26 +4,32 @@ from __future__ import annotations
 
 import errno
 import os
-import socket
+import signal
 import subprocess
-import sys
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
+from sqlalchemy.exc import SQLAlchemyError
 
+import made_up_study as made
 import toys
-from cpt_lab import lease
+from cpt_lab import lease, local, study, tracking
 from cpt_lab.launch import Launch
 from cpt_lab.specs import key
-from cpt_lab.store import State
+from cpt_lab.store import State, Store
+from cpt_lab.study import Study
+from cpt_lab.tracking import TrackingUnavailable
 from cpt_lab.tracking_settings import Tracking
 from cpt_lab.worker import NO_ROOM
-from drills import POINTS, VICTIM, check_mlflow, check_once, told
-from processes import wait_for
+from drills import POINTS, VICTIM, check_mlflow, check_once, runs, told
+from processes import start, wait_for
+from servers import PATIENCE, MLflowServer, postgres, programs
 
 pytestmark = pytest.mark.slow
+needs_postgres = pytest.mark.skipif(programs() is None, reason="needs PostgreSQL: apt-get install postgresql")
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="mounts a small disk")
 
 LONG = 60.0
@@ -165,38 +171,9 @@ def test_a_read_only_store_ends_the_workers_shows_its_states_and_is_gone_on_with
 # ------------------------------------------------------------------------------------------------------------------ MLflow
 
 
-@contextmanager
-def server(folder: Path, port: int) -> Iterator[None]:
-    """An MLflow server over a SQLite file, ready to answer."""
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", f"sqlite:///{folder}/mlflow.db"]
-    command += ["--artifacts-destination", str(folder / "artifacts"), "--port", str(port), "--workers", "1"]
-    place = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true"}
-    with (folder / "server.log").open("w") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True, env=place)
-    try:
-        wait_for(lambda: answers(port), what="the server's first answer", seconds=2 * LONG)
-        yield
-    finally:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, 9)
-        process.wait()
-
-
-def answers(port: int) -> bool:
-    with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
-        return True
-    return False
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def test_an_mlflow_server_that_is_away_for_the_sweep_costs_nothing_and_is_completed_when_it_is_back(tmp_path: Path) -> None:
-    port = free_port()
-    settings = Tracking(kind="server", uri=f"http://127.0.0.1:{port}")
+    server = MLflowServer(tmp_path)
+    settings = Tracking(kind="server", uri=server.uri)
     launch = told(tmp_path / "results", settings=settings)  # where=slurm: its worker mirrors what it did
     opened(launch)
     with toys.workers(launch) as (worker,):
@@ -204,5 +181,94 @@ def test_an_mlflow_server_that_is_away_for_the_sweep_costs_nothing_and_is_comple
     assert worker.returncode == 0
     assert "warning: MLflow cannot be written now" in said
     check_once(launch.results)
-    with server(tmp_path, port):
-        check_mlflow(launch.results, Tracking(uri=f"sqlite:///{tmp_path}/mlflow.db"), by=settings)
+    with server:
+        check_mlflow(launch.results, settings, database=server.database)
+
+
+def test_an_mlflow_server_stopped_in_mid_sweep_and_started_again_has_every_point_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with MLflowServer(tmp_path) as server:
+        sweep_through(server, server.stop, server.start, tmp_path / "results", monkeypatch)
+
+
+@needs_postgres
+def test_a_postgresql_restarted_in_mid_sweep_costs_nothing_and_has_every_point_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with postgres() as database, MLflowServer(tmp_path, database.uri) as server:
+        sweep_through(server, database.stop, database.start, tmp_path / "results", monkeypatch)
+
+
+def sweep_through(
+    server: MLflowServer, away: Callable[[], None], back: Callable[[], None], root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sweep that is mirrored as it goes: MLflow is taken away between two points and comes back between two others."""
+    monkeypatch.setattr(local, "SYNC_SECONDS", BEAT)
+    first, second = key(POINTS[2]), key(POINTS[5])
+    settings = Tracking(kind="server", uri=server.uri)
+    launch = told(root, where="local", packs=1, settings=settings, gates={first: "first", second: "second"})
+    store, asked = launch.store(), study.load(launch.store(), launch.study)
+    with local.tracking_in_background(store, asked), toys.workers(launch, environment=FAST_BEATS) as (worker,):
+        mirrored(store, asked, server.database, first)
+        away()
+        with pytest.raises(TrackingUnavailable, match="nothing is lost"):
+            tracking.reconcile(store, asked.name, settings)
+        (root / "openfirst").touch()
+        wait_for(lambda: (root / "evaluations" / second / "hanging").exists(), what="the second gate", seconds=LONG)
+        back()
+        mirrored(store, asked, server.database, second)
+        (root / "opensecond").touch()
+        assert ended(worker) == 0
+    check_once(root)
+    check_mlflow(root, settings, database=server.database)
+
+
+def mirrored(store: Store, asked: Study, database: str, gate: str) -> None:
+    """Wait until a worker stands at the gate and MLflow shows, as finished, every point that is done, of which there are some."""
+    wait_for(lambda: (store.root / "evaluations" / gate / "hanging").exists(), what="the gate", seconds=LONG)
+    done = {point.name for point in asked.points if store.is_done(point.spec)}
+    assert 0 < len(done) < len(asked.points)
+    wait_for(lambda: done <= finished(store, database), what=f"{sorted(done)} in MLflow", seconds=PATIENCE)
+
+
+def finished(store: Store, database: str) -> set[str]:
+    try:
+        return {name for name, status in runs(database, store) if status == "FINISHED"}
+    except (FileNotFoundError, SQLAlchemyError):  # neither the store has its name yet nor MLflow its tables
+        return set()
+
+
+def test_an_mlflow_server_killed_while_a_sync_writes_gets_the_rest_from_the_next(tmp_path: Path) -> None:
+    store, asked = made.make(tmp_path / "results")
+    made.finish(store, asked)
+    with MLflowServer(tmp_path) as server:
+        settings = Tracking(kind="server", uri=server.uri)
+        study.save(store, asked.model_copy(update={"tracking": settings}))
+        syncing = start(SYNC, tmp_path / "results")
+        wait_for(lambda: len(finished(store, server.database)) > 2, what="some runs", seconds=PATIENCE)
+        syncing.send_signal(signal.SIGSTOP)  # so that it cannot be done before the server is away
+        server.stop()
+        syncing.send_signal(signal.SIGCONT)
+        said, _ = syncing.communicate(timeout=PATIENCE)
+        assert "MLflow cannot be written now" in said
+        server.start()
+        tracking.sync(store, asked.name, settings)
+        names = Counter(name for name, status in runs(server.database, store) if status == "FINISHED")
+        assert {point.name for point in asked.points} <= set(names)
+        assert set(names.values()) == {1}
+        assert tracking.reconcile(store, asked.name, settings).mended == 0
+
+
+SYNC = """
+import sys
+from pathlib import Path
+from cpt_lab import study, tracking
+from cpt_lab.store import Store
+store = Store(Path(sys.argv[1]))
+asked = study.load(store, "made_up")
+try:
+    tracking.sync(store, asked.name, asked.tracking)
+except tracking.TrackingUnavailable as error:
+    print(error)
+"""

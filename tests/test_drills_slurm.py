@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -18,8 +19,9 @@ from cpt_lab.launch import load
 from cpt_lab.specs import key
 from cpt_lab.store import State
 from cpt_lab.tracking_settings import Tracking
-from devcluster_fixture import running_devcluster, wait_for
+from devcluster_fixture import running_devcluster
 from drills import POINTS, SITE, VICTIM, Drill, check_mlflow, check_once, submit, told
+from processes import PATIENCE, wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.slurm]
 
@@ -73,7 +75,7 @@ def environment(process: int) -> dict[str, str]:
 
 
 def task_of(process: int) -> list[int]:
-    """All Python processes of the same task."""
+    """All Python processes of the same task: the worker and its keeper."""
     job = environment(process)["SLURM_JOB_ID"]
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
@@ -85,8 +87,21 @@ def task_of(process: int) -> list[int]:
     return found
 
 
+def kill_9(processes: list[int]) -> None:
+    """SIGKILL to all at once: one that is killed later must not act on the death of the first. Some may have ended."""
+    for number in (signal.SIGSTOP, signal.SIGKILL):
+        for process in processes:
+            with suppress(ProcessLookupError):
+                os.kill(process, number)
+
+
+def times_begun(root: Path) -> int:
+    """How often a worker came to the victim."""
+    return [name for _, name in toys.notes(root)].count(key(VICTIM))
+
+
 def ask(*command: str) -> str:
-    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout.strip()
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=PATIENCE).stdout.strip()
 
 
 def relaunch(root: Path) -> Drill:
@@ -108,8 +123,7 @@ def test_kill_9_of_a_worker(drill: Drill, mlflow: Tracking) -> None:
 
 
 def test_kill_9_of_everything_of_a_task(drill: Drill, mlflow: Tracking) -> None:
-    for process in task_of(victims_process(drill.root)):
-        os.kill(process, signal.SIGKILL)
+    kill_9(task_of(victims_process(drill.root)))
     drill.open()
     assert sorted(drill.wait_for_end()) == ["COMPLETED", "FAILED"]
     check_once(drill.root, again=[VICTIM])
@@ -144,8 +158,10 @@ def test_scancel(drill: Drill, mlflow: Tracking) -> None:
 def test_preemption_by_a_higher_partition_requeues_and_goes_on(root: Path, mlflow: Tracking) -> None:
     drill = submit(told(root), SITE.model_copy(update={"partition": "spare"}))
     drill.wait_until_reached()
-    better = ask("sbatch", "--parsable", "--partition=dev", "--nodes=3", "--exclusive", "--time=5", "--output=/dev/null", "--wrap=sleep 1")
+    until_open = f"--wrap=until [ -e {root}/open ]; do sleep 0.2; done"
+    better = ask("sbatch", "--parsable", "--partition=dev", "--nodes=3", "--exclusive", "--time=10", "--output=/dev/null", until_open)
     wait_for(lambda: drill.store.status(VICTIM).state is State.PREEMPTED, what="the handing back")
+    wait_for(lambda: slurm.job_states([better]) == {better: "RUNNING"}, what="the start of the better job")
     drill.open()
     wait_for(lambda: set(slurm.job_states([better]).values()) == {"COMPLETED"}, what="the better job")
     assert drill.wait_for_end() == ["COMPLETED", "COMPLETED"]
@@ -154,27 +170,25 @@ def test_preemption_by_a_higher_partition_requeues_and_goes_on(root: Path, mlflo
 
 
 def test_the_time_limit_hands_back_requeues_and_goes_on(root: Path, mlflow: Tracking) -> None:
-    # Not one minute: SLURM sends the signal up to a minute early, and could meet a process that does not listen yet.
-    drill = submit(told(root), SITE.model_copy(update={"minutes": 2}))
+    drill = submit(told(root), SITE.model_copy(update={"minutes": 1}))  # SLURM sends the signal up to a minute early, so at any time
     drill.wait_until_reached()
-    wait_for(lambda: drill.store.status(VICTIM).state is State.PREEMPTED, what="the signal before the limit", seconds=150)
+    wait_for(lambda: drill.store.status(VICTIM).state is State.PREEMPTED or times_begun(root) > 1, what="the signal before the limit")
     drill.open()
     assert drill.wait_for_end() == ["COMPLETED", "COMPLETED"]
-    check_once(root, again=[VICTIM])
+    check_once(root, again=POINTS)
     check_mlflow(root, mlflow)
 
 
 def test_a_node_that_goes_down(drill: Drill, mlflow: Tracking) -> None:
     process = victims_process(drill.root)
-    node = environment(process)["SLURMD_NODENAME"]
+    node, on_it = environment(process)["SLURMD_NODENAME"], task_of(process)
     try:
         ask("scontrol", "update", f"nodename={node}", "state=down", "reason=drill")
-        for one in task_of(process) if Path(f"/proc/{process}").exists() else []:  # its power is gone as well
-            os.kill(one, signal.SIGKILL)
+        kill_9(on_it)  # its power is gone as well
         drill.open()
         assert drill.wait_for_end() == ["COMPLETED", "COMPLETED"]  # the task of the dead node was queued again
     finally:  # it may have come back by itself
-        subprocess.run(["scontrol", "update", f"nodename={node}", "state=resume"], check=False, timeout=60, capture_output=True)
+        subprocess.run(["scontrol", "update", f"nodename={node}", "state=resume"], check=False, timeout=PATIENCE, capture_output=True)
     check_once(drill.root, again=[VICTIM])
     check_mlflow(drill.root, mlflow)
 
@@ -187,7 +201,7 @@ def test_a_controller_that_goes_and_comes_back_in_mid_sweep(drill: Drill, cluste
     with pytest.raises(ValueError, match="squeue"):
         drill.states()
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}  # a pipe would stay open in the daemon
-    subprocess.run(["slurmctld", "-f", str(cluster / "slurm.conf")], check=True, timeout=60, **quiet)
+    subprocess.run(["slurmctld", "-f", str(cluster / "slurm.conf")], check=True, timeout=PATIENCE, **quiet)
     wait_for(
         lambda: "UP" in subprocess.run(["scontrol", "ping"], capture_output=True, text=True, check=False).stdout, what="the controller"
     )
@@ -197,7 +211,72 @@ def test_a_controller_that_goes_and_comes_back_in_mid_sweep(drill: Drill, cluste
     check_mlflow(drill.root, mlflow)
 
 
+@pytest.mark.parametrize(("number", "end"), [("USR2", "COMPLETED"), ("TERM", "FAILED")])
+def test_a_signal_that_comes_before_the_worker_listens_is_obeyed_when_it_does(
+    root: Path, tmp_path: Path, mlflow: Tracking, number: str, end: str
+) -> None:
+    slow = SITE.model_copy(update={"setup": (*SITE.setup, f"export TOY_START={tmp_path}")})
+    drill = submit(told(root), slow, packs=1)
+    wait_for((tmp_path / "starting").exists, what="the start of Python")
+    ask("scancel", f"--signal={number}", *drill.tasks)
+    assert toys.notes(root) == []
+    drill.open()
+    (tmp_path / "begin").touch()
+    assert drill.wait_for_end() == [end]  # preempted: it was queued again, and went on; told to end: exit code 130
+    if number == "USR2":
+        check_once(root)
+        check_mlflow(root, mlflow)
+    else:
+        assert toys.notes(root) == []
+
+
 # ----------------------------------------------------------------------------------------------------------- what people do
+
+
+def cpt_lab(verb: str, root: Path) -> subprocess.Popen[str]:
+    """`python -m cpt_lab VERB toys`, begun."""
+    command = [sys.executable, "-m", "cpt_lab", verb, "toys", f"results={root}"]
+    return subprocess.Popen(command, cwd=toys.TESTS.parent, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def said(process: subprocess.Popen[str]) -> tuple[int, str]:
+    """Its exit code and what it printed."""
+    text, _ = process.communicate(timeout=PATIENCE)
+    return process.returncode, text
+
+
+def test_cancel_ends_the_jobs_and_wait_says_that_something_has_no_result(drill: Drill, mlflow: Tracking) -> None:
+    code, text = said(cpt_lab("cancel", drill.root))
+    assert code == 0, text
+    assert "study toys: 2 jobs and 0 workers told to end" in text
+    assert set(drill.wait_for_end()) <= {"CANCELLED", "COMPLETED"}
+    assert drill.store.status(VICTIM).state is State.CANCELLED
+    code, text = said(cpt_lab("wait", drill.root))
+    assert (code, "cancelled" in text) == (1, True)
+    assert relaunch(drill.root).wait_for_end() == ["COMPLETED", "COMPLETED"]
+    check_once(drill.root, again=POINTS)  # the other worker may have been in the middle of one
+    check_mlflow(drill.root, mlflow)
+
+
+def test_cancel_of_jobs_that_have_not_begun_takes_them_from_the_queue(root: Path) -> None:
+    drill = submit(told(root), SITE.model_copy(update={"extra": {"hold": True}}))
+    code, text = said(cpt_lab("cancel", root))
+    assert (code, drill.wait_for_end()) == (0, ["CANCELLED", "CANCELLED"])
+    assert "2 jobs and 0 workers told to end" in text
+    assert {drill.store.status(spec).state for spec in POINTS} == {State.CANCELLED}
+    assert said(cpt_lab("wait", root))[0] == 1
+
+
+def test_wait_ends_with_the_study(drill: Drill) -> None:
+    waiting = cpt_lab("wait", drill.root)
+    assert waiting.stdout is not None
+    assert f"study toys: {len(POINTS)} points: " in waiting.stdout.readline()
+    assert waiting.poll() is None
+    drill.open()
+    code, text = said(waiting)
+    assert code == 0
+    assert text.splitlines()[-1] == f"study toys: {len(POINTS)} points: {len(POINTS)} done"
+    assert drill.wait_for_end() == ["COMPLETED", "COMPLETED"]
 
 
 def test_two_launches_of_one_study_at_once(root: Path, mlflow: Tracking) -> None:
@@ -216,7 +295,7 @@ def test_code_that_is_edited_while_jobs_wait(root: Path, tmp_path: Path, mlflow:
         shutil.copytree(toys.TESTS.parent / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
     place = {**os.environ, "PYTHONPATH": f"{copy}:{toys.TESTS}"}
     command = [sys.executable, "-c", LAUNCH_ELSEWHERE, str(root), str(toys.TESTS)]
-    launched = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60, env=place, cwd=tmp_path)
+    launched = subprocess.run(command, capture_output=True, text=True, check=False, timeout=PATIENCE, env=place, cwd=tmp_path)
     assert launched.returncode == 0, launched.stderr
     folder, *tasks = launched.stdout.split()
     for name in ("worker.py", "specs/base.py", "store.py"):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from cpt_lab.evaluation.loading import FOR_WEIGHTS, must_spread
+from cpt_lab.evaluation.loading import FOR_WEIGHTS, load_model, must_spread
 from cpt_lab.evaluation.prefix_attention import why_not
 from cpt_lab.evaluation.session import EvalSession
 from cpt_lab.execution import Execution
@@ -60,3 +60,27 @@ def test_a_spread_model_is_edited_in_place_and_scored_by_the_harness_s_own_side(
     assert {answered["mode"] for answered in scores[1].answered.values()} == {"reference"}
     assert scores[0].metrics == scores[1].metrics
     assert torch.equal(next(iter(live.model.parameters())), next(iter(tiny_model(tiny_shape(), seed=0).parameters())))
+
+
+@pytest.mark.parametrize(("free", "spread"), [([80 * GB], False), ([80 * GB] * 4, False), ([1000] * 4, True), ([10**5, 10**5], True)])
+def test_a_worker_puts_a_model_on_its_one_gpu_if_it_fits_and_else_over_all_it_was_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: list[int], spread: bool
+) -> None:
+    from transformers import AutoModelForCausalLM
+
+    model, asked = tiny_model(tiny_shape(), seed=0), {}
+    size = tiny_shape().parameters * 4
+    free = [memory if memory > size else int(size / FOR_WEIGHTS / len(free)) + 1 for memory in free]  # they just hold it together
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: len(free))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda index: (free[index], 80 * GB))
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", lambda *_, **how: asked.update(how) or model)
+    monkeypatch.setattr(type(model), "to", lambda here, device: asked.update(device=device) or here)
+    spec = HubCheckpoint(id="a/model", revision="1", shape=tiny_shape())
+    assert load_model(tmp_path, spec, "float32", Execution(gpus=len(free))) is model
+    if spread:
+        assert asked["device_map"] == "auto"
+        assert asked["max_memory"] == {index: int(FOR_WEIGHTS * memory) for index, memory in enumerate(free)}
+        assert sum(asked["max_memory"].values()) >= size - len(free)
+    else:
+        assert (asked["device"], "device_map" in asked) == ("cuda", False)

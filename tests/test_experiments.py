@@ -399,6 +399,7 @@ def test_the_lifecycle_is_watched_every_25_steps_of_three_seeds_and_of_a_spectra
     assert warm.start == SpectralWarmup(reference=plain[0])
 
 
+@pytest.mark.slow
 def test_post_training_in_miniature_makes_every_figure_and_table_of_its_paper() -> None:
     made = points("+experiment=post_training_tiny")
     kinds = {kind.__name__ for kind in map(type, (point.spec for point in made))}
@@ -407,6 +408,7 @@ def test_post_training_in_miniature_makes_every_figure_and_table_of_its_paper() 
     assert asked == {name for name, figure in REGISTRY.items() if any(source.startswith("T ") for source in figure.PAPERS)}
 
 
+@pytest.mark.slow
 def test_another_base_differs_in_its_seed_alone() -> None:
     (twin,) = [
         point.spec for point in points("+experiment=post_training_tiny") if isinstance(point.spec, Spectra) and point.varies["of"] == "twin"

@@ -12,7 +12,7 @@ import pytest
 
 import made_up_points as made
 import made_up_study as curves_made
-from analysis import figures
+from analysis import figure_names, figures
 from analysis.drawing import Dots, Drawing, Heat, Line, Panel, Reference, Sheet
 from analysis.results import Results
 from cpt_lab.specs import Evaluation, HubCheckpoint, Ranking, key
@@ -167,6 +167,10 @@ def test_a_setting_or_metric_that_is_not_there_gets_the_nearest(rewound: Results
         figures.build("rewind_curve", rewound, {"errors": "none"})
     with pytest.raises(KeyError, match="did you mean rewind_curve"):
         figures.build("rewind_curv", rewound)
+
+
+def test_every_module_of_the_folder_is_in_the_registry_under_its_name() -> None:
+    assert figure_names.names() == sorted(figures.REGISTRY)
 
 
 def test_every_figure_says_what_it_shows_and_needs_and_its_defaults_are_read() -> None:

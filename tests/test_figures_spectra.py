@@ -214,6 +214,8 @@ def test_the_violin_matrix_has_a_row_per_layer_and_a_violin_per_head(scene: Any)
     found = one("violin_matrix", results)
     assert [row[0].title for row in found.rows if row[0]] == ["layer 2", "layer 1", "layer 0"]
     assert [[mark.label for mark in panel.marks if isinstance(mark, Spread)] for panel in found.panels] == [["0", "1"]] * 3
+    colours = np.concatenate([mark.by for panel in found.panels for mark in panel.marks if isinstance(mark, Dots) and mark.by is not None])
+    assert {panel.colour_limits for panel in found.panels} == {(colours.min(), colours.max())}
     fewer = one("violin_matrix", results, layers=2)
     assert len(fewer.rows) == 2
     assert "2 of 3 layers" in fewer.caption

@@ -23,12 +23,12 @@ SOURCES = sorted(path for name in ("cpt_lab", "analysis", "launchers") for path 
 # From the ground up: a module imports from lower layers and from its own, wherever in the file the import stands.
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"names", "partitions", "families", "specs", "lease", "execution", "site"})
-    | frozenset({"tracking_settings", "failures", "deadline", "keeper"}),
+    | frozenset({"tracking_settings", "failures", "deadline", "keeper", "gpus"}),
     frozenset({"architecture", "shards", "store", "provenance", "slurm"}),
     frozenset({"edits", "tensor_edits", "layers", "factors", "spectral_edits", "patch", "weights", "vocabularies", "study"}),
     frozenset({"interventions", "orderings", "spectra", "lifecycle", "data", "checkpoints", "rates", "packs", "plan", "costs"}),
     frozenset({"roster", "standing", "launches"}),
-    frozenset({"training", "evaluation", "tracking_records", "tracking_client", "tracking"}),
+    frozenset({"training", "evaluation", "tracking_look", "tracking_records", "tracking_runs", "tracking_client", "tracking"}),
     frozenset({"internals"}),
     frozenset({"build", "launch"}),
     frozenset({"progress", "worker"}),
@@ -60,7 +60,7 @@ LIGHT = (
     *(f"cpt_lab.{name}" for name in ("specs", "store", "plan", "study", "interventions", "orderings", "launch", "report", "progress")),
     *(f"cpt_lab.{name}" for name in ("local", "remote", "config", "app", "spectra", "spectra.choice", "spectra.blocks")),
     *(f"cpt_lab.{name}" for name in ("roster", "standing", "launches")),
-    *(f"cpt_lab.commands.{name}" for name in ("words", "logs", "relaunch", "cancel", "wait", "gc", "track")),
+    *(f"cpt_lab.commands.{name}" for name in ("words", "logs", "relaunch", "cancel", "wait", "gc", "track", "ui", "report", "compare")),
 )
 LONGEST_FUNCTION, LONGEST_LAUNCHER = 60, 400
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from html.parser import HTMLParser
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -214,7 +215,7 @@ def test_headings_go_down_one_level_at_a_time(page: str) -> None:
     levels = Page(page).headings
     assert levels[0] == 1
     assert levels.count(1) == 1
-    assert all(after <= before + 1 for before, after in zip(levels, levels[1:], strict=False))
+    assert all(after <= before + 1 for before, after in pairwise(levels))
 
 
 def test_what_people_wrote_is_shown_and_not_run(page: str) -> None:
@@ -258,7 +259,7 @@ def test_the_cost_counts_every_step_once(finished: Results) -> None:
 
 def test_a_study_without_results_says_what_to_run(tmp_path: Path) -> None:
     store, study = made.make(tmp_path, fractions=(0.5,))
-    with pytest.raises(ValueError, match="no point of study made_up is finished: .*status made_up.*resume made_up"):
+    with pytest.raises(ValueError, match=r"no point of study made_up is finished: .*status made_up.*resume made_up"):
         report.render(Results(store, [study]))
     assert command.at_end(store, study) == []
 
@@ -297,7 +298,7 @@ def test_the_report_lies_beside_the_manifest(tmp_path: Path) -> None:
     assert command.at_end(store, study) == [tmp_path / "studies" / "made_up" / "report.html"]
 
 
-@pytest.mark.parametrize(("p", "text"), [(0.0004, "< 0.001"), (0.0321, "0.032"), (float("nan"), "–"), (1.0, "1")])
+@pytest.mark.parametrize(("p", "text"), [(0.0004, "< 0.001"), (0.0321, "0.032"), (float("nan"), "-"), (1.0, "1")])
 def test_p_values_are_written_as_people_read_them(p: float, text: str) -> None:
     assert verdicts.p_text(p) == text
 

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,36 +10,13 @@ import pytest
 from cpt_lab import study
 from cpt_lab.specs import TrainedCheckpoint, closure
 from cpt_lab.store import State, Store
+from small_quickstart import SMALL, cpt_lab
 
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.filterwarnings("ignore::Warning:mlflow.*"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
 ]
-
-SMALL = (
-    "+experiment=quickstart",
-    "intervention.fraction=0,0.5,1",
-    "criterion=scaled_norm_diff",
-    "+corpora.math.documents=400",
-    "+corpora.math.held_out=20",
-    "+corpora.text.documents=200",
-    "+corpora.text.held_out=20",
-    "mixture.parts=[{corpus: math, tokens: 8192}, {corpus: text, tokens: 2048}]",
-    "reference.mixture.parts=[{corpus: text, tokens: 10240}]",
-    "pretrain.mixture.parts=[{corpus: text, tokens: 10240}]",
-    "pretrain.training.warmup_tokens=1024",
-    "protocol.tasks=[{kind: generate, name: sums, corpus: math, split: test, items: 8, max_new_tokens: 8},"
-    "{kind: perplexity, name: prose, corpus: text, split: validation, items: 6}]",
-)
-
-
-def cpt_lab(folder: Path, *words: str) -> str:
-    command = [sys.executable, "-m", "cpt_lab", *words]
-    environment = {**os.environ, "CPT_LAB_RESULTS": str(folder)}
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=500)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
 
 
 @pytest.fixture(scope="module")

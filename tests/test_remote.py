@@ -80,3 +80,23 @@ def test_a_model_that_no_node_can_hold_is_refused(tmp_path: Path) -> None:
 def test_workers_that_evaluate_ask_for_all_gpus_of_their_model_and_those_that_measure_spectra_for_one(tmp_path: Path) -> None:
     told = toys.told(tmp_path, [POINT]).model_copy(update={"how": Execution(gpus=4)})
     assert {stage.name: stage.gpus for stage in remote.stages(told, BIG)} == {"data": 0, "cpt": 1, "rank": 0, "evaluate": 4}
+
+
+def test_waiting_outlives_a_controller_that_does_not_answer_and_says_so_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = toys.told(tmp_path, [POINT])
+    (told.folder / "jobs.json").write_text('{"all": {"job": "7", "tasks": 1, "ids": ["7"]}}')
+    answers = iter([{"7": "RUNNING"}, None, None, {"7": "COMPLETING"}, {"7": "COMPLETED"}])
+
+    def job_states(_: object) -> dict[str, str]:
+        answer = next(answers)
+        if answer is None:
+            raise ValueError("squeue failed (nobody there)")
+        return answer
+
+    monkeypatch.setattr(remote.slurm, "job_states", job_states)
+    monkeypatch.setattr(remote, "POLL_SECONDS", 0.0)
+    remote.wait(told)
+    assert next(answers, "all were asked for") == "all were asked for"
+    assert capsys.readouterr().err == "warning: squeue failed (nobody there); the jobs go on meanwhile\n"

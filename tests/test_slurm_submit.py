@@ -15,7 +15,8 @@ from pydantic import ValidationError
 
 from cpt_lab.site import Site
 from cpt_lab.slurm import ENDED, Stage, batch_parameters, cancel, chunks, job_states, submit, task_command
-from devcluster_fixture import running_devcluster, wait_for
+from devcluster_fixture import running_devcluster
+from processes import PATIENCE, wait_for
 
 SITES = sorted((Path(__file__).parents[1] / "conf" / "site").glob("*.yaml"))
 DEV = Site(name="devcluster", partition="dev", minutes=10, signal_seconds=30)
@@ -39,6 +40,8 @@ if stage == "signalled":
     signal.signal(signal.SIGUSR2, stop)
     signal.signal(signal.SIGTERM, stop)
     write("waiting")
+signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGUSR2, signal.SIGTERM))  # a task begins with both blocked
+if stage == "signalled":
     while True:
         time.sleep(0.1)
 if stage == "held":
@@ -63,8 +66,8 @@ def said(launch: Path, name: str) -> dict[str, Any]:
     return text
 
 
-def wait_for_jobs(jobs: dict[str, str], seconds: float = 60) -> dict[str, str]:
-    wait_for(lambda: set(job_states(jobs.values()).values()) <= ENDED, what=f"the end of {jobs}", seconds=seconds)
+def wait_for_jobs(jobs: dict[str, str]) -> dict[str, str]:
+    wait_for(lambda: set(job_states(jobs.values()).values()) <= ENDED, what=f"the end of {jobs}")
     return job_states(jobs.values())
 
 
@@ -195,6 +198,13 @@ def test_states_come_from_the_queue_first_and_from_accounting_for_what_it_has_fo
     assert job_states(["12_1,13"]) == {"12_1": "RUNNING", "13": "COMPLETED"}
 
 
+def test_the_tasks_of_an_array_that_was_cancelled_before_it_began_are_cancelled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_command(tmp_path, "squeue", "echo '18|CANCELLED'")  # it never came to have tasks
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert job_states(["18_0", "18_1"]) == {"18_0": "CANCELLED", "18_1": "CANCELLED"}
+    assert job_states(["18"]) == {"18": "CANCELLED"}
+
+
 def test_a_controller_that_is_down_is_not_mistaken_for_jobs_that_have_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fake_command(tmp_path, "squeue", "echo 'slurm_load_jobs error: Unable to contact slurm controller' >&2; exit 1")
     monkeypatch.setenv("PATH", str(tmp_path))
@@ -230,7 +240,9 @@ class TestOnARealCluster:
     def test_the_exit_code_of_the_worker_is_the_one_slurm_sees(self, tmp_path: Path) -> None:
         jobs = submit(make_launch(tmp_path), [Stage("half", packs=2, minutes=5)], DEV)
         wait_for_jobs(jobs)
-        shown = subprocess.run(["scontrol", "show", "job", f"{jobs['half']}_1"], capture_output=True, text=True, check=True, timeout=60)
+        shown = subprocess.run(
+            ["scontrol", "show", "job", f"{jobs['half']}_1"], capture_output=True, text=True, check=True, timeout=PATIENCE
+        )
         assert "JobState=FAILED" in shown.stdout
         assert "ExitCode=3:0" in shown.stdout
 
@@ -248,7 +260,7 @@ class TestOnARealCluster:
         source = make_launch(tmp_path / "source", version="as submitted")
         launch = tmp_path / "launch"
         launch.mkdir()
-        subprocess.run(["cp", "-r", str(source / "code"), str(launch / "code")], check=True, timeout=60)
+        subprocess.run(["cp", "-r", str(source / "code"), str(launch / "code")], check=True, timeout=PATIENCE)
         jobs = submit(launch, [Stage("held", packs=2, minutes=5)], DEV)
         (source / "code" / "cpt_lab" / "worker.py").write_text("raise SystemExit(1)")
         (launch / "go").touch()
@@ -290,7 +302,7 @@ class TestOnARealCluster:
     def test_usr2_reaches_the_worker_before_the_time_limit(self, tmp_path: Path) -> None:
         launch = make_launch(tmp_path)
         jobs = submit(launch, [Stage("signalled", packs=1, minutes=1)], DEV)
-        states = wait_for_jobs(jobs, seconds=90)
+        states = wait_for_jobs(jobs)
         assert (launch / "SIGUSR2.json").exists()
         assert states == {jobs["signalled"]: "FAILED"}  # it left by itself with exit code 75; TIMEOUT would mean it was killed
 

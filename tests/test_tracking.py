@@ -8,6 +8,7 @@ import re
 import socket
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -17,10 +18,12 @@ from omegaconf import OmegaConf
 from pydantic import ValidationError
 
 import made_up_study as made
-from cpt_lab.store import State
-from cpt_lab.study import resolved
+from cpt_lab.store import State, Store
+from cpt_lab.study import Study, Value, resolved, save
 from cpt_lab.tracking import Synced, Tracking, initialise, log_figures, sync, ui_command
-from cpt_lab.tracking_records import PARAM_LENGTH, Record, legal_name, series, store_id, study_records
+from cpt_lab.tracking_look import look
+from cpt_lab.tracking_records import PARAM_LENGTH, Record, legal_name, series, store_id
+from cpt_lab.tracking_runs import Runs, step
 
 ROOT = Path(__file__).parent.parent
 
@@ -79,8 +82,8 @@ def test_tracking_that_is_off_leaves_no_trace(tmp_path: Path) -> None:
     store, study = made.make(tmp_path)
     before = sorted(tmp_path.rglob("*"))
     settings = Tracking(kind="off")
-    assert (initialise(settings), sync(store, study, settings)) == ("", Synced())
-    log_figures(store, study, settings, [tmp_path / "missing.png"])
+    assert (initialise(settings), sync(store, study.name, settings)) == ("", Synced())
+    log_figures(store, study.name, settings, [tmp_path / "missing.png"])
     assert sorted(tmp_path.rglob("*")) == before
 
 
@@ -92,7 +95,7 @@ from pathlib import Path
 from cpt_lab.tracking import Tracking, TrackingUnavailable, sync
 store, study = made.make(Path({str(tmp_path)!r}))
 try:
-    sync(store, study, Tracking(kind="server", uri="http://127.0.0.1:{closed_port()}"))
+    sync(store, study.name, Tracking(kind="server", uri="http://127.0.0.1:{closed_port()}"))
 except TrackingUnavailable as error:
     print(isinstance(error, ValueError), error)
 print("mlflow" in sys.modules, "torch" in sys.modules)
@@ -137,23 +140,29 @@ def assert_legal(name: str) -> None:
 # -------------------------------------------------------------------------------------------------------------- records
 
 
-def record_of(records: list[Record], name: str) -> Record:
-    return next(record for record in records if record.name == name)
+def runs_of(store: Store, study: Study) -> Runs:
+    save(store, study)
+    return Runs(store, study, look(store, study.name))
 
 
-def test_a_study_shows_its_finished_points_and_training_runs(tmp_path: Path) -> None:
+def record_of(store: Store, study: Study, name: str) -> Record:
+    return next(record for record in runs_of(store, study).everything() if record.name == name)
+
+
+def test_a_study_shows_its_finished_points_curves_and_training_runs(tmp_path: Path) -> None:
     store, study = made.make(tmp_path)
-    parent, records, pending = study_records(store, study)
-    assert (parent.status, pending, {record.tags["cpt.kind"] for record in records}) == ("SCHEDULED", 20, {"training"})
+    parent, *records = runs_of(store, study).everything()
+    assert (parent.status, {record.tags["kind"] for record in records}) == ("SCHEDULED", {"training"})
     made.finish(store, study)
-    parent, records, pending = study_records(store, study)
-    assert (parent.status, pending, len(records)) == ("FINISHED", 0, 22)
+    parent, *records = runs_of(store, study).everything()
+    assert parent.status == "FINISHED"
+    assert Counter(record.tags["kind"] for record in records) == {"training": 2, "point": 20, "curve": 4}
 
 
 def test_a_point_shows_what_varies_its_scores_and_how_it_was_made(tmp_path: Path) -> None:
     store, study = made.make(tmp_path)
     made.finish(store, study)
-    record = record_of(study_records(store, study)[1], "delta_norm-descending 0.25")
+    record = record_of(store, study, "delta_norm-descending 0.25")
     assert record.params["fraction"] == "0.25"
     assert (record.params["model"], record.params["intervention"], record.params["protocol"]) == ("tiny", "rewind", "tiny")
     assert "seed" not in record.params
@@ -162,27 +171,69 @@ def test_a_point_shows_what_varies_its_scores_and_how_it_was_made(tmp_path: Path
         (f"{made.ACCURACY}__stderr", 250),
         (made.BITS, 250),
     }
-    assert (record.tags["cpt.criterion"], record.tags["mlflow.source.git.commit"]) == ("delta_norm", "0123abc")
+    named = {"study": "made_up", "kind": "point", "intervention": "rewind", "criterion": "delta_norm", "fraction": "0.25"}
+    assert named.items() <= record.tags.items()
+    assert (record.tags["curve"], record.tags["mlflow.source.git.commit"]) == ("delta_norm descending", "0123abc")
     assert record.tags["cpt.made.versions.torch"] == "2.0"
-    assert set(record.files) == {"results.json", "ranking.json"}
+    assert set(record.files) == {"results.json"}
     assert json.loads(record.texts["config.json"]) == {"fraction": 0.25}
+
+
+def test_a_point_of_no_curve_has_its_ranking_itself_and_is_found_by_what_the_study_does_not_vary(tmp_path: Path) -> None:
+    store, study = made.make(tmp_path, fractions=(0.25,))
+    single = study.points[0].model_copy(update={"varies": {"direction": "ascending"}})
+    study = study.model_copy(update={"points": (single,)})
+    made.finish(store, study.model_copy(update={"points": (made.point(made.rankings()[0], 0.25),)}))
+    record = record_of(store, study, single.name)
+    assert set(record.files) == {"results.json", "ranking.json"}
+    assert (record.tags["criterion"], record.tags["fraction"], {item.step for item in record.metrics}) == ("delta_norm", "0.25", {0})
+    assert "curve" not in record.tags
+
+
+def test_a_curve_is_finished_with_its_last_point(tmp_path: Path) -> None:
+    store, study = made.make(tmp_path, fractions=(0.25, 0.75))
+    specs = resolved(store, study.points)
+    made.score(store, specs["delta_norm-ascending 0.25"], 0.5)
+    assert record_of(store, study, "delta_norm ascending").status == "SCHEDULED"
+    made.score(store, specs["delta_norm-ascending 0.75"], 0.25)
+    curve = record_of(store, study, "delta_norm ascending")
+    assert curve.status == "FINISHED"
+    assert [(item.step, item.value) for item in curve.metrics if item.name == made.ACCURACY] == [(250, 0.5), (750, 0.25)]
+
+
+@pytest.mark.parametrize(
+    ("varies", "place"), [({"fraction": 0.125}, 125), ({"percent": 30}, 300), ({"rank": 4}, 0), ({"fraction": None}, 0)]
+)
+def test_a_point_stands_in_thousandths_of_the_whole(tmp_path: Path, varies: dict[str, Value], place: int) -> None:
+    _, study = made.make(tmp_path, fractions=(0.25,))
+    assert step(study.points[0].model_copy(update={"varies": varies})) == place
 
 
 def test_a_failed_point_says_why_and_marks_the_study(tmp_path: Path) -> None:
     store, study = made.make(tmp_path, fractions=(0.25,))
     made.fail(store, resolved(store, study.points)[study.points[0].name], "out of memory")
-    _, records, pending = study_records(store, study)
-    record = record_of(records, study.points[0].name)
-    assert (record.status, record.tags["cpt.message"], pending) == ("FAILED", "out of memory", 3)
+    runs = runs_of(store, study)
+    record = record_of(store, study, study.points[0].name)
+    assert (record.status, record.tags["cpt.message"], runs.look.pending) == ("FAILED", "out of memory", 3)
     made.finish(store, study)
-    assert study_records(store, study)[0].status == "FINISHED"
+    assert runs_of(store, study).parent([]).status == "FINISHED"
 
 
 def test_a_running_point_is_pending_and_its_study_is_running(tmp_path: Path) -> None:
     store, study = made.make(tmp_path, fractions=(0.25,))
     store.mark(resolved(store, study.points)[study.points[0].name], State.QUEUED)
-    parent, _, pending = study_records(store, study)
-    assert (parent.status, pending) == ("RUNNING", 4)
+    runs = runs_of(store, study)
+    assert (runs.parent([]).status, runs.look.pending) == ("RUNNING", 4)
+
+
+def test_a_look_has_another_stamp_for_what_changed_alone(tmp_path: Path) -> None:
+    store, study = made.make(tmp_path)
+    before = look(store, study.name)
+    made.score(store, resolved(store, study.points)[study.points[3].name], 0.5)
+    after = look(store, study.name)
+    assert [name.split()[1] for name, _ in after.stamps.items() - before.stamps.items()] == [study.points[3].name.split()[0]]
+    assert after.stamp != before.stamp
+    assert (look(store, study.name).stamps, look(store, study.name).stamp) == (after.stamps, after.stamp)
 
 
 def test_a_parameter_over_mlflows_limit_becomes_an_artifact(tmp_path: Path) -> None:
@@ -191,7 +242,7 @@ def test_a_parameter_over_mlflows_limit_becomes_an_artifact(tmp_path: Path) -> N
     point = study.points[0].model_copy(update={"varies": {"heads": heads}})
     study = study.model_copy(update={"points": (point,)})
     made.finish(store, made.Study(name="all", points=(made.point(made.rankings()[0], 0.25),)))
-    record = record_of(study_records(store, study)[1], point.name)
+    record = record_of(store, study, point.name)
     assert len(record.params["heads"]) <= PARAM_LENGTH
     assert record.texts["params/heads.txt"] == heads
 

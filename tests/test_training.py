@@ -239,7 +239,7 @@ def test_a_start_of_another_shape_is_refused_by_its_first_parameter(base: Path, 
         made.train(tmp_path, spec, start=base)
 
 
-@pytest.mark.parametrize("schedule", ["cosine", "linear"])
+@pytest.mark.parametrize("schedule", ["cosine", pytest.param("linear", marks=pytest.mark.slow)])
 def test_the_learning_rate_of_every_step_is_that_of_the_closed_form(schedule: str, tmp_path: Path, made: Made) -> None:
     recipe = RECIPE.but(schedule=schedule)
     rates = [line["lr"] for line in metrics(made.train(tmp_path, SPEC.but(recipe=recipe)))]
@@ -292,6 +292,7 @@ def test_gradients_are_clipped_to_the_norm_that_the_recipe_says() -> None:
     assert after.item() == pytest.approx(0.5, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_validation_is_the_loss_of_the_final_weights_on_held_out_documents_and_changes_nothing(
     base: Path, tmp_path: Path, made: Made
 ) -> None:
@@ -316,6 +317,7 @@ def test_recomputed_activations_give_the_same_bits(mode: str, base: Path, tmp_pa
     assert same_bits(base, made.train(tmp_path, how=ON_CPU.model_copy(update={"activation_checkpointing": mode})))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [Execution(keep_states=1), Execution(keep_states=2)], ids=["one", "two"])
 def test_the_last_states_are_kept_and_older_ones_go_even_those_of_an_earlier_attempt(how: Execution, tmp_path: Path, made: Made) -> None:
     often = how.model_copy(update={"device": "cpu", "checkpoint_minutes": 1e-9, "validations": 0})

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from compositions import points, refused
 from cpt_lab import checkpoints
 from cpt_lab.build import Workshop, ensure
 from cpt_lab.execution import Execution
@@ -64,10 +65,12 @@ def test_a_run_keeps_the_weights_that_are_wanted_as_folders_like_its_last(base: 
     assert not same_bits(base, base / "intermediates" / str(12 * BATCH))
 
 
+@pytest.mark.slow
 def test_keeping_weights_on_the_way_does_not_change_the_last(base: Path, tmp_path: Path, made: Made) -> None:
     assert same_bits(base, made.train(tmp_path))
 
 
+@pytest.mark.slow
 def test_a_run_made_up_to_a_place_for_its_weights_has_those_that_the_whole_run_kept(base: Path, tmp_path: Path, made: Made) -> None:
     work = workspace(tmp_path)
     made.train(work, keep=(6 * BATCH,), until=6 * BATCH)
@@ -76,6 +79,7 @@ def test_a_run_made_up_to_a_place_for_its_weights_has_those_that_the_whole_run_k
     assert same_bits(work.product, base / "intermediates" / str(6 * BATCH))
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_still_has_the_weights_that_it_had_kept(base: Path, tmp_path: Path, made: Made) -> None:
     def die(done: float) -> None:
         if done == 8 * BATCH:
@@ -109,6 +113,7 @@ def test_what_is_kept_is_what_somebody_wants_and_every_so_many_tokens(
     assert kept_steps(SPEC, keep, Execution(**how)) == steps
 
 
+@pytest.mark.slow
 def test_a_launch_that_wants_weights_on_the_way_trains_once_and_links_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from cpt_lab.training import run
 
@@ -186,3 +191,23 @@ def test_an_olmo_core_checkpoint_that_changed_since_it_was_planned_with_is_refus
     os.truncate(file, file.stat().st_size - 1)
     with pytest.raises(ValueError, match="changed since the study was planned"):
         adopted(tmp_path / "adopted", copy, made, contents_digest=contents)
+
+
+def test_at_means_the_nearest_whole_batch_of_the_run() -> None:
+    (point,) = points("target=train", "tuned.at=0.5M")
+    assert isinstance(point.spec, Intermediate)
+    assert point.spec.of == points("target=train")[0].spec
+    assert point.spec.tokens == round(500_000 / point.spec.of.recipe.batch_tokens) * point.spec.of.recipe.batch_tokens
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("model=olmo2_1b", "base.from=hub", "base.at=5B"), "base.at=5000000000 is for what is trained here, and base.from is hub"),
+        (("base.from=olmo_core",), "base.from=olmo_core needs a checkpoint's folder as OLMo-core writes it"),
+        (("tuned.at=5X",), "tuned.at: input should be a valid integer"),
+        (("tuned.at=900B",), "the run ends after 1,024,000 tokens, so that it has no weights after"),
+    ],
+)
+def test_a_place_that_no_run_has_is_refused(words: tuple[str, ...], message: str) -> None:
+    assert message in refused("target=train", *words)

@@ -7,15 +7,16 @@ import os
 import signal
 import stat
 import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 import toys
-from cpt_lab import study
+from cpt_lab import launches, slurm, study
 from cpt_lab.execution import Execution
-from cpt_lab.launch import Launch
+from cpt_lab.launch import Launch, environment
 from cpt_lab.specs import Evaluation, Patched, Spec, key
 from cpt_lab.store import State, Store
 from cpt_lab.worker import FAILED, NO_ROOM, PREEMPTED, STOPPED
@@ -251,6 +252,42 @@ def test_a_preempted_job_is_put_back_into_the_queue_and_a_cancelled_one_is_not(
     assert (tmp_path / "asked").read_text().splitlines() == asked
     status = launch.store().status(MATH)
     assert (status.job, status.state) == ("77", State.PREEMPTED if code == PREEMPTED else State.CANCELLED)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, STOPPED), (signal.SIGINT, STOPPED), (signal.SIGUSR2, PREEMPTED)])
+def test_a_task_that_gets_a_signal_while_it_starts_obeys_when_it_listens(root: Path, tmp_path: Path, number: int, code: int) -> None:
+    launch = toys.prepared(Store(root), toys.planned(Store(root), [TOKENS]), where="slurm")  # with its keeper
+    place = launch_environment(launch) | {"TOY_START": str(tmp_path)}
+    command = [*slurm.deaf(sys.executable), "-m", "cpt_lab.worker", str(launch.folder)]
+    with subprocess.Popen(command, env=place, stdout=subprocess.PIPE, text=True) as task:
+        wait_for((tmp_path / "starting").exists, what="the start of Python")
+        task.send_signal(number)
+        (tmp_path / "begin").touch()
+        said, _ = task.communicate(timeout=LONG)
+    assert task.returncode == code
+    assert "stopped by a signal" in said
+    assert toys.notes(root) == []
+
+
+def test_a_local_worker_that_is_told_to_end_while_it_starts_does_so_and_no_other_takes_its_place(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    launch = toys.told(root, [TOKENS])
+    monkeypatch.setenv("TOY_START", str(tmp_path))
+    crew = toys.crew(launch, monkeypatch, 1)
+    wait_for((tmp_path / "starting").exists, what="the start of Python")
+    (worker,) = next(found for found in launches.of_study(launch.store(), "toys")).workers_here()
+    os.kill(worker, signal.SIGTERM)
+    (tmp_path / "begin").touch()
+    wait_for(lambda: not crew.working(), what="the end of the crew", seconds=LONG)
+    crew.explain()
+    assert f"worker 0 ended with code {STOPPED}" in capsys.readouterr().err
+    assert toys.notes(root) == []
+
+
+def launch_environment(launch: Launch) -> dict[str, str]:
+    place = environment(launch)
+    return place | {"PYTHONPATH": f"{place['PYTHONPATH']}:{toys.customized(launch)}"}
 
 
 def test_a_worker_that_waits_for_anothers_step_stops_at_once(root: Path) -> None:

@@ -29,7 +29,7 @@ from cpt_lab.store import Store, Workspace, read_json
 from cpt_lab.study import Point, Study
 from cpt_lab.tracking_settings import Tracking
 
-SCRIPTS = ("hang", "hang deaf", "hang dead", "die", "segfault", "leave", "exit", "fail", "poison", "large N", "gate", "no space")
+SCRIPTS = ("hang", "hang deaf", "hang dead", "die", "segfault", "leave", "exit", "fail", "poison", "large N", "gate NAME", "no space")
 if TYPE_CHECKING:
     import pytest
 
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 ORDER = tuple((layer, head) for layer in (1, 0) for head in range(4))
 TESTS = Path(__file__).parent
+RESULTS = {"metrics": {"toys/score": {"value": 0.5, "stderr": 0.25, "n": 8, "higher_is_better": True}}}
 CUSTOMIZE = f"import sys\nsys.path.append({str(TESTS)!r})\nimport toys\ntoys.install()\n"
 
 
@@ -53,6 +54,15 @@ def install() -> None:
     time.time, socket.gethostname = (lambda: clock() + 3600 * hours), (lambda: host)
     for kind in build.BUILDERS:
         build.BUILDERS[kind] = toy
+    if "TOY_START" in os.environ:
+        start_slowly(Path(os.environ["TOY_START"]))
+
+
+def start_slowly(folder: Path) -> None:
+    """As long as the test likes, for it to see what happens to a process that only begins; once there is `begin`, at once."""
+    (folder / "starting").touch()
+    while not (folder / "begin").exists():
+        time.sleep(0.02)
 
 
 def toy(workshop: Workshop, spec: Spec, work: Workspace) -> None:
@@ -62,7 +72,7 @@ def toy(workshop: Workshop, spec: Spec, work: Workspace) -> None:
         file.write(f"{os.getpid()} {key(spec)}\n")
     if isinstance(spec, Ranking):
         (work.product / "ranking.json").write_text(json.dumps({"order": ORDER}))
-    (work.product / "results.json").write_text("{}")
+    (work.product / "results.json").write_text(json.dumps(RESULTS))
     act(str(read_json(root / "script.json").get(key(spec), "")), work, workshop)
 
 
@@ -73,7 +83,7 @@ def act(script: str, work: Workspace, workshop: Workshop) -> None:
         raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB")
     if word == "gate":
         (work.folder / "hanging").touch()
-        while not (work.folder.parents[1] / "open").exists():
+        while not (work.folder.parents[1] / f"open{argument}").exists():
             threading.Event().wait(0.05)
     if script in ENDS:
         ENDS[script]()

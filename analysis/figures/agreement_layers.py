@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from analysis.drawing import Drawing
+from analysis.drawing import Drawing, grid
 from analysis.spectral import chosen_roles, tables
-from analysis.spectral_violins import Place, caption, panel, style
+from analysis.spectral_violins import Place, caption, one_scale, panel, style
 from cpt_lab.spectra.blocks import WHOLE
 
 if TYPE_CHECKING:
@@ -24,9 +24,11 @@ def build(results: Results, settings: Mapping[str, Any]) -> Drawing:
     found = tables(results, kind="deltas", measures=[how.agreement], indices=True, needs=NEEDS)
     (role,) = chosen_roles([settings["role"]], found)
     frames = [one.indices() for one in found]
-    rows = []
+    panels = []
     for one, frame in zip(found, frames, strict=True):
         places = [Place(layer, WHOLE, str(layer)) for layer in range(one.shape.num_layers)]
-        rows.append((panel(one, frame, role, places, how, title=f"{one.label}: W {role}", axis="layer"),))
+        panels.append(panel(one, frame, role, places, how, title=f"{one.label}: W {role}", axis="layer"))
     title = "Which singular vectors training turned, layer by layer"
-    return Drawing("agreement_layers", title, caption(found, frames, role, how), tuple(rows), legend=False, panel_size=(7.0, 2.4))
+    return Drawing(
+        "agreement_layers", title, caption(found, frames, role, how), grid(one_scale(panels), 1), legend=False, panel_size=(7.0, 2.4)
+    )

@@ -8,7 +8,7 @@ from typing import Any
 from analysis import captions, runs
 from analysis.drawing import Cell, Sheet
 from analysis.results import Results
-from cpt_lab.specs import BuiltinCorpus, Corpus, FilesCorpus, HubCorpus, Mixture, Tokens, TrainedCheckpoint, closure, key
+from cpt_lab.specs import BuiltinCorpus, Corpus, FilesCorpus, HubCorpus, Mixture, TokenFilesCorpus, Tokens, TrainedCheckpoint, closure, key
 from cpt_lab.store import read_json
 
 SHOWS = "the tokens per corpus of every mixture that a model was trained on, and where the corpora come from"
@@ -83,6 +83,8 @@ def _source(corpus: Corpus) -> str:
             return "built in"
         case FilesCorpus():
             return "files"
+        case TokenFilesCorpus():
+            return "token files"
 
 
 def _count(number: int | None) -> Cell:

@@ -109,7 +109,7 @@ def _map(results: Results, specs: list[tuple[Evaluation, tuple[int, int]]], metr
 def _drawing(found: Map, results: Results) -> Drawing:
     rows, columns = (tuple(map(str, range(count))) for count in found.changes.shape)
     text = tuple(tuple(f"± {error:.2g}" for error in row) for row in found.errors)
-    label = f"change of {found.metric.replace('_', ' ')}" + (" [points]" if found.unit else "")
+    label = "change [points]" if found.unit else "change"
     heat = Heat(found.changes, rows=rows, columns=columns, label=label, diverging=True, text=text)
     known = found.changes[np.isfinite(found.changes)]
     clear = np.abs(found.changes) > 2 * found.errors

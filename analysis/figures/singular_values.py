@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from analysis.drawing import Drawing, grid
 from analysis.spectral import chosen_roles, tables
-from analysis.spectral_violins import Place, caption, heads_of, panel, panel_title, style
+from analysis.spectral_violins import Place, caption, heads_of, one_scale, panel, panel_title, style
 
 if TYPE_CHECKING:
     from analysis.results import Results
@@ -36,6 +36,6 @@ def build(results: Results, settings: Mapping[str, Any]) -> Drawing:
         "singular_values",
         "Singular values head by head",
         caption(found, frames, role, how),
-        grid(panels, min(COLUMNS, len(panels))),
+        grid(one_scale(panels), min(COLUMNS, len(panels))),
         legend=False,
     )

@@ -35,7 +35,7 @@ def build(results: Results, settings: Mapping[str, Any]) -> list[Drawing]:
 def by_layer(frame: pd.DataFrame, role: str) -> dict[int, Values]:
     """The singular values of a role layer by layer; of heads the mean over the heads of those of one place (P appendix D)."""
     rows = of_role(frame, role).groupby(["layer", "index"])["singular_value"].mean()
-    return {int(layer): values.to_numpy(np.float64) for layer, values in rows.groupby(level="layer")}
+    return {int(str(layer)): values.to_numpy(np.float64) for layer, values in rows.groupby(level="layer")}
 
 
 def edges(values: Sequence[Values], bins: int) -> Values:

@@ -53,7 +53,7 @@ def _panel(triple: Triple, frames: Mapping[str, pd.DataFrame], roles: Sequence[s
             box = Spread(part, at - WIDTH / 2, rows[measure].dropna().to_numpy(np.float64), LOOKS[part], width=WIDTH, in_legend=place == 0)
             marks.append(box)
             for layer, values in rows.groupby("layer")[measure]:
-                points.setdefault(int(layer), []).append((jitter(at + WIDTH / 2, len(values), WIDTH), values.to_numpy(np.float64)))
+                points.setdefault(int(str(layer)), []).append((jitter(at + WIDTH / 2, len(values), WIDTH), values.to_numpy(np.float64)))
     depth = triple.delta.shape.num_layers
     for layer, pairs in sorted(points.items()):
         x, y = (np.concatenate(columns) for columns in zip(*pairs, strict=True))

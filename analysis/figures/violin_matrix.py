@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from analysis.drawing import Drawing
-from analysis.spectral import chosen_roles, tables, thinned
-from analysis.spectral_violins import Place, caption, heads_of, panel, style
+from analysis.drawing import Drawing, grid
+from analysis.spectral import chosen_roles, role_text, tables, thinned
+from analysis.spectral_violins import Place, caption, heads_of, one_scale, panel, style
 
 if TYPE_CHECKING:
     from analysis.results import Results
@@ -29,15 +29,15 @@ def build(results: Results, settings: Mapping[str, Any]) -> list[Drawing]:
         for role in chosen_roles(settings["roles"], [one]):
             layers = [int(layer) for layer in thinned(one.shape.num_layers, int(settings["layers"]))]
             heads = heads_of(one, role, None, int(settings["heads"]))
-            rows = tuple(
-                (panel(one, frame, role, [Place(layer, head, str(head)) for head in heads], how, title=f"layer {layer}", axis="head"),)
+            panels = [
+                panel(one, frame, role, [Place(layer, head, str(head)) for head in heads], how, title=f"layer {layer}", axis="head")
                 for layer in reversed(layers)
-            )
+            ]
             said = caption([one], [frame], role, how) + _left_out(len(layers), one.shape.num_layers, "layers")
             size = (max(LEAST, WIDTH * len(heads)), 1.7)
             name = f"violin_matrix_{role}" + (f"_{place + 1}" if len(found) > 1 else "")
-            title = f"Every head's spectrum: W {role}, {one.label}"
-            drawn.append(replace(Drawing(name, title, said, rows, legend=False), panel_size=size))
+            title = f"Every head's spectrum: {role_text(role)}, {one.label}"
+            drawn.append(replace(Drawing(name, title, said, grid(one_scale(panels), 1), legend=False), panel_size=size))
     return drawn
 
 

@@ -1,4 +1,4 @@
-"""The numbers that the papers print, as data with their source. P: the main paper and its slides; T: post-training; L: spectral lifecycle."""
+"""The numbers that the papers print, as data with their source. P: the main paper and its slides, T: post-training, L: lifecycle."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Printed:
             return f"{self.value:g}" + (f" ± {self.error:g}" if self.error is not None else "")
         match self.low, self.high:
             case None, None:
-                return "–"
+                return "-"
             case None, high:
                 return f"at most {high:g}"
             case low, None:

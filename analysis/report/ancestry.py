@@ -47,8 +47,7 @@ class Box:
 
     @property
     def below(self) -> str:
-        many = f"{self.count} × " if self.count > 1 else ""
-        return many + self.also
+        return f"{self.also} ({self.count})" if self.count > 1 else self.also
 
 
 @dataclass
@@ -85,8 +84,9 @@ def graph(results: Results) -> Graph:
     """The boxes of everything that the points are made from, laid out in columns by the longest way from the data."""
     points = {key(point.spec): point.spec for study in results.studies for point in study.points}
     steps = {key(spec): spec for spec in closure(list(points.values()))}
-    found, boxed, seen = Graph(), _names(results, steps, points), {}
-    for name, spec in steps.items():
+    found, boxed = Graph(), _names(results, steps, points)
+    seen: dict[str, frozenset[str]] = {}
+    for name in steps:
         if name in boxed:
             box = found.boxes.setdefault(boxed[name].title, boxed[name])
             box.count += 1
@@ -94,6 +94,8 @@ def graph(results: Results) -> Graph:
         for source in _sources(spec, boxed, seen) if name in boxed else ():
             if boxed[source].title != boxed[name].title:
                 found.arrows.add((boxed[source].title, boxed[name].title))
+    trained = {each for each in found.arrows if [found.boxes[name].kind for name in each] == ["data", "checkpoint"]}
+    found.arrows = trained | _direct(found.arrows)
     _lay_out(found)
     return found
 
@@ -118,7 +120,7 @@ def _rows(results: Results) -> Iterator[dict[str, object]]:
     """The table's rows, with the keys that the points had before their rankings were known."""
     asked = [key(point.spec) for study in results.studies for point in study.points]
     for given, (_, row) in zip(asked, results.points.iterrows(), strict=True):
-        yield {**row.to_dict(), "point_key": given}
+        yield {str(name): value for name, value in row.items()} | {"point_key": given}
 
 
 def _of_point(spec: Spec, row: dict[str, object]) -> Box:
@@ -161,8 +163,31 @@ def _sources(spec: Spec, boxed: dict[str, Box], seen: dict[str, frozenset[str]])
     return seen[name]
 
 
+def _direct(arrows: set[tuple[str, str]]) -> set[tuple[str, str]]:
+    """The arrows that no way over other boxes says already."""
+    after: dict[str, set[str]] = {}
+    for source, target in arrows:
+        after.setdefault(source, set()).add(target)
+
+    def reached(start: str) -> set[str]:
+        seen: set[str] = set()
+        waiting = [start]
+        while waiting:
+            fresh = after.get(waiting.pop(), set()) - seen
+            seen |= fresh
+            waiting += fresh
+        return seen
+
+    beyond = {name: reached(name) for name in after}
+    return {
+        (source, target)
+        for source, target in arrows
+        if not any(target in beyond.get(other, set()) for other in after[source] - {target} if source not in beyond.get(other, set()))
+    }
+
+
 def _lay_out(found: Graph) -> None:
-    """Each box right of all it is made from; in a column, in the order of their names."""
+    """Each box right of all it is made from, and points last of all; in a column, in the order of their names."""
     for _ in found.boxes:
         moved = False
         for source, target in found.arrows:
@@ -171,6 +196,14 @@ def _lay_out(found: Graph) -> None:
                 found.boxes[target].column, moved = least, True
         if not moved:
             break
+    last = max((box.column for box in found.boxes.values()), default=0)
+    made = {target for _, target in found.arrows}
+    for box in found.boxes.values():
+        box.column = last if box.kind == "points" else box.column
+    for name, box in found.boxes.items():
+        after = [found.boxes[target].column for source, target in found.arrows if source == name]
+        if name not in made and box.kind != "data" and after:
+            box.column = min(after) - 1
     rows: dict[int, int] = {}
     for box in sorted(found.boxes.values(), key=lambda box: (box.kind, box.title)):
         box.row = rows.get(box.column, 0)

@@ -1,4 +1,4 @@
-"""The answer in words made from numbers: what is best, by how much, is that more than noise, what it cost, how to run it on another model."""
+"""The answer in words made from numbers: what is best, by how much, whether that is noise, what it cost, how to run it elsewhere."""
 
 from __future__ import annotations
 
@@ -50,7 +50,8 @@ def of_points(results: Results, metric: str, verdict: PointVerdict | None, cost:
     table, (factor, unit) = results.points, _unit(results, metric)
     done = table[table[metric].notna()]
     better = bool(table.attrs["higher_is_better"].get(metric, True))
-    row = done.loc[done[metric].idxmax() if better else done[metric].idxmin()]
+    scores = done[metric].to_numpy(float)
+    row = done.iloc[int(scores.argmax() if better else scores.argmin())]
     error = row[f"{metric}{STDERR}"]
     spread = f" ± {factor * error:.2g}" if error == error else ""
     sentences = [f"Of {len(done)} finished points {row['name']} has the best {_metric(metric)}: {factor * row[metric]:.4g}{spread}{unit}."]

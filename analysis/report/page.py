@@ -13,7 +13,7 @@ from analysis.drawing import Drawing, Sheet
 from analysis.output import atomically
 from analysis.papers import beside
 from analysis.report import ancestry, answer, cost, verdicts
-from analysis.results import Results, metric_names
+from analysis.results import Results
 from cpt_lab.report import duration
 from cpt_lab.specs import (
     Evaluation,
@@ -78,7 +78,7 @@ def render(results: Results) -> str:
     drawn, absent = _drawn(results)
     scored = bool(table.attrs["primary"])
     said, tests = _verdicts(results, account.cost) if scored else (answer.of_products(results, account.cost), [])
-    return _template().render(
+    page: str = _template().render(
         results=results,
         studies=results.studies,
         counts=table["state"].value_counts().to_dict(),
@@ -88,7 +88,7 @@ def render(results: Results) -> str:
         pictures=drawn,
         absent=absent,
         tests=tests,
-        tables=[sheets.html(sheet) for sheet in _sheets(results, absent)],
+        tables=[sheets.html(sheet) for sheet in _sheets(absent)],
         papers=_beside(results),
         account=account,
         specs=list(_described(results)),
@@ -96,8 +96,8 @@ def render(results: Results) -> str:
         plotly=_plotly() if drawn else "",
         store=str(results.store.root),
         evaluations=Evaluation.FOLDER,
-        metrics=metric_names(table) if scored else [],
     )
+    return page
 
 
 def _verdicts(results: Results, spent: cost.Cost) -> tuple[answer.Answer, list[str]]:
@@ -144,7 +144,7 @@ def _picture(results: Results, name: str, drawing: Drawing) -> Picture:
     return Picture(drawing.name, drawing.title, interactive.fragment(drawing), numbers, max(0, len(data) - MOST_ROWS), command)
 
 
-def _sheets(results: Results, absent: dict[str, list[Sheet] | str]) -> Iterator[Sheet]:
+def _sheets(absent: dict[str, list[Sheet] | str]) -> Iterator[Sheet]:
     for made in absent.values():
         if not isinstance(made, str):
             yield from made

@@ -110,9 +110,9 @@ def order_sheet(results: Results, verdict: OrderVerdict) -> Sheet:
     return Sheet(
         name="orders",
         title=f"Orders by {verdict.metric}",
-        caption=f"Area under the curve of the metric over the share rewound, 0 to 1 (P eq. 17); the standard errors are over documents, {HOW}. "
-        f"p of the best order against the best of every other criterion, Holm over {len(verdict.others)}; of the directions against each "
-        f"other (P eq. 18), Holm over {len(verdict.directions)}. {gaps(results.points)}",
+        caption="Area under the curve of the metric over the share rewound, 0 to 1 (P eq. 17); standard errors and t-tests are paired "
+        f"over the same documents. p of the best order against the best of every other criterion, Holm over {len(verdict.others)}; of the "
+        f"directions against each other (P eq. 18), Holm over {len(verdict.directions)}. {gaps(results.points)}".strip(),
         columns=("order", f"area{unit}", "to the best", "p (Holm)", "descending - ascending", "p (Holm) of directions"),
         rows=tuple(rows),
     )
@@ -130,7 +130,7 @@ def point_sheet(results: Results, metric: str, verdict: PointVerdict | None) -> 
         cells = (score, _of_test(found.test, factor, digits) if found else Cell(None), Cell(p_text(found.p) if found else None))
         rows.append((str(row["name"]), (*cells, Cell(str(row["state"])), Cell(str(row["key"])))))
     unit = " [%]" if factor == 100 else ""
-    tests = f" Differences are {HOW}; p after Holm over {len(set(found.test for found in verdict.found))} tests." if verdict else ""
+    tests = f" Differences are {HOW}; p after Holm over {len({found.test for found in verdict.found})} tests." if verdict else ""
     n = table.attrs["n"].get(metric)
     return Sheet(
         name="points-" + metric.replace("/", "-"),
@@ -154,7 +154,7 @@ def shown_metrics(results: Results, most: int = 4) -> list[str]:
 
 def p_text(p: float) -> str:
     """`0.032`, `< 0.001`."""
-    return "–" if math.isnan(p) else f"< {LEAST_P}" if p < LEAST_P else f"{p:.2g}"
+    return "-" if math.isnan(p) else f"< {LEAST_P}" if p < LEAST_P else f"{p:.2g}"
 
 
 def _corrected(tests: Sequence[tuple[str, Test]]) -> list[Compared]:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from cpt_lab import report, study
+from cpt_lab import report, roster, study
 from cpt_lab.commands.words import Words
 from cpt_lab.names import unknown
+from cpt_lab.roster import Roster
 from cpt_lab.store import Store
-from cpt_lab.study import Study
 from cpt_lab.tracking_settings import Tracking
 
 THINGS = ("init", "reconcile", "sync")
@@ -18,7 +18,7 @@ def run(words: Words) -> int:
     if thing not in THINGS:
         raise KeyError(f"{unknown('thing to track', thing, THINGS)}, as in `track sync [STUDY ...]`")
     store = words.store
-    studies = [study.load(store, name) for name in names or study.names(store)]
+    studies = [roster.read(store, name) for name in names or study.names(store)]
     if thing == "init":
         return _initialise(store, studies)
     if not studies:
@@ -28,7 +28,7 @@ def run(words: Words) -> int:
     return 0
 
 
-def _initialise(store: Store, studies: list[Study]) -> int:
+def _initialise(store: Store, studies: list[Roster]) -> int:
     """Make what is missing of every MLflow that the studies use; without a study, the SQLite file of the store."""
     from cpt_lab import tracking
 
@@ -41,17 +41,16 @@ def _initialise(store: Store, studies: list[Study]) -> int:
     return 0
 
 
-def _sync(store: Store, asked: Study) -> None:
+def _sync(store: Store, asked: Roster) -> None:
     from cpt_lab import tracking
 
-    tracking.initialise(asked.tracking)
-    done = tracking.sync(store, asked, asked.tracking)
-    tracking.log_figures(store, asked, asked.tracking, report.figure_files(store, asked))
-    print(f"{asked.name}: {done.created} runs created, {done.updated} updated, {done.unchanged} unchanged, {done.pending} points to come")
+    done = tracking.sync(store, asked.study, asked.tracking)
+    tracking.log_figures(store, asked.study, asked.tracking, report.figure_files(store, asked.study))
+    print(f"{asked.study}: {done.created} runs created, {done.updated} updated, {done.unchanged} unchanged, {done.pending} points to come")
 
 
-def _reconcile(store: Store, asked: Study) -> None:
+def _reconcile(store: Store, asked: Roster) -> None:
     from cpt_lab import tracking
 
-    found = tracking.reconcile(store, asked, asked.tracking)
-    print(f"{asked.name}: {found.closed} dead runs closed, {found.mended} of {found.runs} runs differed from the store and were mended")
+    found = tracking.reconcile(store, asked.study, asked.tracking)
+    print(f"{asked.study}: {found.closed} dead runs closed, {found.mended} of {found.runs} runs differed from the store and were mended")

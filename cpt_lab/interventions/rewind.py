@@ -90,7 +90,9 @@ class Rewind(Intervention):
         if isinstance(select, TopOf) and select.count in (0, len(select.ranking.units)):
             select = select.ranking.selected(select.ranking.units[: select.count])
         nothing = (isinstance(select, Heads) and not select.heads) or (isinstance(select, Matrices) and not select.matrices)
-        return None if nothing else self.but(select=select)
+        if nothing:
+            return None
+        return self if select is self.select else self.but(select=select)
 
     def patch(self, shape: ModelShape) -> Patch:
         """The copies from "base" that rewind the chosen units; ValueError while a ranking still stands for them."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from typing import Annotated, Any
 
@@ -29,12 +30,33 @@ STORED: tuple[type[Spec], ...] = (
 )
 
 
-def parse(data: dict[str, Any]) -> Spec:
-    """The spec that `model_dump` wrote, by its `kind`; ValueError if this version does not know the kind."""
-    known = {cls.model_fields["kind"].default: cls for cls in STORED}
-    if data.get("kind") not in known:
-        raise ValueError(f"unknown kind of spec {data.get('kind')!r}; this version knows {', '.join(sorted(known))}")
-    return known[data["kind"]].model_validate(data)
+KINDS: dict[str, type[Spec]] = {cls.model_fields["kind"].default: cls for cls in STORED}
+
+
+def parse(data: dict[str, Any], known: dict[str, Spec] | None = None) -> Spec:
+    """The spec that `model_dump` wrote, by its `kind`; ValueError if this version does not know the kind.
+
+    Specs that are read with the same `known` share their equal parts: thousands of points hold the same checkpoint, which is then
+    validated, and written out for their keys, once.
+    """
+    if data.get("kind") not in KINDS:
+        raise ValueError(f"unknown kind of spec {data.get('kind')!r}; this version knows {', '.join(sorted(KINDS))}")
+    parts = data if known is None else {name: _shared(value, known) for name, value in data.items()}
+    return KINDS[data["kind"]].model_validate(parts)
+
+
+def _shared(value: Any, known: dict[str, Spec]) -> Any:
+    """The value with the specs in it parsed, each once."""
+    if isinstance(value, list):
+        return [_shared(item, known) for item in value] if value and isinstance(value[0], dict) else value
+    if not isinstance(value, dict):
+        return value
+    if value.get("kind") not in KINDS:
+        return {name: _shared(item, known) for name, item in value.items()}
+    text = json.dumps(value)
+    if text not in known:
+        known[text] = parse(value, known)
+    return known[text]
 
 
 AnySpec = Annotated[SerializeAsAny[Spec], BeforeValidator(lambda value: parse(value) if isinstance(value, dict) else value)]

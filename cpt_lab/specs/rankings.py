@@ -85,6 +85,8 @@ class Ranking(Spec):
         """These units as explicit heads or matrices; a layer is all its heads."""
         if self.unit == "matrix":
             return Matrices.model_validate({"matrices": units})
+        if self.unit == "head":
+            return _heads(units)
         heads = range(self.shape.num_heads)
         return Heads(heads=tuple((layer, head) for layer, part in units for head in (heads if part == WHOLE_LAYER else (int(part),))))
 
@@ -169,6 +171,12 @@ class TopOf(Spec):
 
 
 Selection = Annotated[Heads | Matrices | TopOf, Field(discriminator="kind")]
+
+
+@lru_cache(maxsize=1 << 13)  # the points of a study are settled several times, and writing out a thousand heads for a key takes long
+def _heads(units: tuple[Unit, ...]) -> Heads:
+    """Heads that come from a ranking's own order, and so need no validation."""
+    return Heads.model_construct(heads=tuple(sorted({(layer, int(part)) for layer, part in units})))
 
 
 @lru_cache(maxsize=4)  # a thousand specs, asked for at every look at what a greedy ranking waits for

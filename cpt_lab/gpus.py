@@ -1,0 +1,55 @@
+"""The GPUs of this machine, as a launch shares them out among its workers; asked of NVIDIA's own tool, without torch."""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+import subprocess
+
+RESERVE = 1.25  # memory of a worker that evaluates / bytes of its weights: caches and activations
+VISIBLE = "CUDA_VISIBLE_DEVICES"
+GIB = 2**30
+
+
+def names() -> list[str]:
+    """As CUDA knows them: those that this process may use, else all by number."""
+    given = os.environ.get(VISIBLE)
+    if given is not None:
+        return [name.strip() for name in given.split(",") if name.strip()]
+    return [str(number) for number in range(len(_memories()))]
+
+
+def memory_gb() -> float:
+    """GiB of the smallest; 0 without any."""
+    return min(_memories(), default=0.0)
+
+
+def needed(weights: int, each_gb: float) -> int:
+    """How many GPUs of so many GiB hold weights of so many bytes, to be scored: ceil(1.25 bytes / GiB each), at least 1."""
+    return max(1, math.ceil(RESERVE * weights / (each_gb * GIB)))
+
+
+def shares(each: int) -> int:
+    """How many workers can have so many GPUs for themselves; 0 without any."""
+    return len(names()) // each
+
+
+def of_worker(index: int, each: int, *, workers: int | None = None) -> dict[str, str]:
+    """The environment of a worker: so many GPUs, in turn; nothing without any. More workers than `shares` share theirs.
+
+    Fewer workers have more of them each: a training uses all that its worker has.
+    """
+    known = names()
+    each = max(each, len(known) // workers) if workers else each
+    start = index % max(1, len(known) // each) * each
+    return {VISIBLE: ",".join(known[start : start + each])} if known else {}
+
+
+def _memories() -> list[float]:
+    """GiB of each GPU, in their order."""
+    if shutil.which("nvidia-smi") is None:
+        return []
+    command = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+    listed = subprocess.run(command, capture_output=True, text=True, check=False)
+    return [float(line) / 1024 for line in listed.stdout.splitlines() if line.strip()] if listed.returncode == 0 else []
