@@ -16,6 +16,11 @@ from cpt_lab.study import Study
 TWO_ERRORS = 2.0  # paired standard errors below the unedited model that are not yet called a loss
 CHECKPOINTS = ("base", "tuned", "reference")
 
+ONE_TRAINING = (
+    "The noise is that of the documents. The weights come from one training run: of another run, with another seed, the order of the "
+    "criteria may be another, and nothing here measures that."
+)
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -42,6 +47,8 @@ def of_orders(results: Results, verdict: OrderVerdict, cost: Cost) -> Answer:
         sentences.append(_lead(random, len(verdict.others), factor, _points(results, verdict.metric)))
     carried = _carried(results, best, verdict.metric)
     sentences += [carried] if carried else []
+    if verdict.others and results.points["tuned"].nunique() == 1:
+        sentences.append(ONE_TRAINING)
     return Answer(f"Best order: {best.label}.", (*sentences, *_rest(results, cost)), command(results.studies[0]))
 
 
