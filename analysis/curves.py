@@ -85,11 +85,11 @@ def references(table: pd.DataFrame, metric: str) -> dict[str, float]:
 
     Those are the rewound model itself and the bases of the same model and pre-training.
     """
-    lines = {}
-    plain = table[table["fraction"].isna() & table[metric].notna() & _unedited(table)]
-    for name, value in zip(plain["name"], plain[metric], strict=True):
-        lines[str(name)] = float(value)
+    lines: dict[str, float] = {}
     untouched = table[(table["fraction"] == 0) & table[metric].notna()]
+    plain = table[table["fraction"].isna() & table[metric].notna() & _unedited(table) & ~table["key"].isin(untouched["key"])]
+    for name, role, value in zip(plain["name"], plain["role"], plain[metric], strict=True):
+        lines["base" if role == "base" and "base" not in lines else str(name)] = float(value)
     if untouched["key"].nunique() == 1:
         lines.setdefault("nothing rewound", float(untouched[metric].iloc[0]))
     return lines
@@ -97,10 +97,10 @@ def references(table: pd.DataFrame, metric: str) -> dict[str, float]:
 
 def _unedited(table: pd.DataFrame) -> pd.Series[bool]:
     """The unedited points of what is rewound, and the bases of the same model and as many tokens."""
-    rewound = table[table["fraction"].notna()]
-    starts = set(zip(rewound["model"], rewound["pretrain_tokens"].map(str), strict=True))
-    of_start = [pair in starts for pair in zip(table["model"], table["pretrain_tokens"].map(str), strict=True)]
-    return (table["intervention"] == "none") & (table["tuned"].isin(rewound["tuned"]) | ((table["role"] == "base") & of_start))
+    rewound = table["fraction"].notna()
+    starts = table["model"].map(str) + " " + table["pretrain_tokens"].map(str)
+    bases = (table["role"] == "base") & starts.isin(starts[rewound])
+    return (table["intervention"] == "none") & (bases | table["tuned"].isin(table.loc[rewound, "tuned"]))
 
 
 def _alike(rewound: pd.DataFrame, rows: pd.DataFrame, others: list[str]) -> pd.DataFrame:

@@ -86,7 +86,7 @@ class Group:
 
 
 def groups(results: Results) -> list[Group]:
-    """The watched runs of the studies' points and of what these are made from, shallow ones and random starts first; ValueError for none."""
+    """The watched runs that points are, or are made from, shallow ones and random starts first; ValueError if there is none."""
     found = runs(results)
     alike: dict[str, list[Run]] = {}
     for run in found:
@@ -145,19 +145,34 @@ def per_group(found: Sequence[Group], said: Callable[[Run], str]) -> str:
     return "; ".join(f"{run.label}: {said(run)}" for group in found for run in group.runs)
 
 
-def sources(found: Sequence[Group]) -> str:
-    """The runs by label and the start of their hash, how often they were measured, and what their bands are."""
+def sources(found: Sequence[Group], *, bands: bool = True) -> str:
+    """How often the runs were measured, what their bands are if there are any, and the runs by label and the start of their hash."""
     every = [run for group in found for run in group.runs]
-    names = "; ".join(f"{run.label} ({short_key(run.spec)}, {tokens_text(_tokens(run.spec))} tokens)" for run in every)
+    sizes = {tokens_text(_tokens(run.spec)) for run in every}
+    names = "; ".join(f"{run.label} ({short_key(run.spec)})" for run in every)
+    return " ".join(
+        filter(None, [_measured(every), _bands(found) if bands else "", f"Runs of {', '.join(sorted(sizes))} tokens: {names}."])
+    )
+
+
+def of_first_seeds(found: Sequence[Group]) -> str:
+    """The same where only the first seed of each group is drawn."""
+    several = "Of several seeds the first." if any(len(group.runs) > 1 for group in found) else ""
+    first = [replace(group, runs=group.runs[:1]) for group in found]
+    return " ".join(filter(None, [several, sources(first, bands=False)]))
+
+
+def _bands(found: Sequence[Group]) -> str:
     seeds = {len(group.runs) for group in found}
-    bands = "Bands: standard deviation over seeds." if max(seeds) > 1 else ""
-    single = "One seed: no band." if seeds == {1} else ("Without a band: one seed." if 1 in seeds else "")
-    return " ".join(filter(None, [bands, single, f"Runs: {names}."]))
+    if seeds == {1}:
+        return "One seed: no band."
+    single = ", none where there is one seed" if 1 in seeds else ""
+    return f"Bands: standard deviation over seeds{single}."
 
 
-def measured(found: Sequence[Group]) -> str:
-    """How often spectra were taken: `31 measurements in 300 steps`."""
-    words = {f"{len(_steps(run))} measurements in {run.spec.steps} steps" for group in found for run in group.runs}
+def _measured(every: Sequence[Run]) -> str:
+    """`Spectra: 31 measurements in 300 steps.`"""
+    words = {f"{len(_steps(run))} measurements in {run.spec.steps} steps" for run in every}
     return f"Spectra: {', '.join(sorted(words))}."
 
 

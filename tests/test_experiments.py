@@ -23,6 +23,7 @@ from cpt_lab.specs import (
     Checkpoint,
     Evaluation,
     HubCheckpoint,
+    Intermediate,
     Intervention,
     ModelShape,
     Patched,
@@ -95,7 +96,7 @@ EXPECTED = {
     *(f"pretrain_{budget}" for budget in ("tiny", "1b_20b", "1b_100b", "1b_200b", "1b_400b")),
     *(f"cpt_{size}_{mix}" for size in ("1b", "7b") for mix in TABLE_2),
     *(f"cpt_1b_from_{budget}b_math" for budget in (20, 100, 400)),
-    "cpt_tiny",
+    *("cpt_tiny", "paper_tiny"),
 }
 # Of experiments that are one but for the model, the fast tests take the smallest: its siblings are composed with the slow ones.
 SIBLINGS = {
@@ -409,6 +410,33 @@ def test_post_training_in_miniature_makes_every_figure_and_table_of_its_paper() 
 
 
 @pytest.mark.slow
+@pytest.mark.slow
+def test_the_main_paper_in_miniature_asks_for_all_its_figures_and_tables_and_makes_what_they_need() -> None:
+    made = points("+experiment=paper_tiny")
+    asked = set(config.parse(made[0].config).figures)
+    assert asked == {name for name, figure in REGISTRY.items() if any(source.startswith("P ") for source in figure.PAPERS)}
+    scored = [point for point in made if isinstance(point.spec, Evaluation)]
+    unedited = {(start_of(loaded(point)), mixture_name(point)) for point in scored if change(point) is None}
+    domains = [f"tiny_{name}_400k" for name in ("math", "text", "inst", "code", "math_text", "math_inst", "inst_code")]
+    bases = ("tiny_pretrain_200k", "tiny_pretrain_800k")
+    assert unedited == {*((None, base) for base in bases), *((base, name) for base in bases for name in domains)}
+    rewound = {str(point.varies["criterion"]) for point in scored if point.varies["criterion"] is not None}
+    assert rewound == {"random", "greedy", "scaled_norm_diff", "delta_norm", "agreement_diff", "agreement", "pl_ks", "pl_alpha"}
+    soups = {(mixture_name(point), soup.members[1].name) for point in scored if isinstance(soup := change(point), Soup)}
+    assert soups == {("tiny_math_400k", "reference"), ("tiny_math_400k", "inst"), ("tiny_inst_400k", "code")}
+    on_the_way = [one.checkpoint for one in (table(point) for point in made if isinstance(point.spec, Spectra)) if isinstance(one.checkpoint, Intermediate)]
+    assert [one.tokens for one in on_the_way] == [100_352, 199_680, 400_384]
+
+
+@pytest.mark.parametrize(("one", "other"), [("math", "text"), ("math", "inst"), ("inst", "code")])
+def test_a_tiny_mixture_is_the_mean_of_the_two_that_a_soup_is_made_of(one: str, other: str) -> None:
+    tokens: dict[str, float] = {}
+    for name in (one, other):
+        for part in mixture_of(f"tiny_{name}_400k").parts:
+            tokens[part.corpus] = tokens.get(part.corpus, 0) + part.tokens / 2
+    assert {part.corpus: part.tokens for part in mixture_of(f"tiny_{one}_{other}_400k").parts} == tokens
+
+
 def test_another_base_differs_in_its_seed_alone() -> None:
     (twin,) = [
         point.spec for point in points("+experiment=post_training_tiny") if isinstance(point.spec, Spectra) and point.varies["of"] == "twin"
@@ -445,6 +473,19 @@ def shape_of(model: str) -> ModelShape:
 def loaded(point: Point) -> Checkpoint:
     assert isinstance(point.spec, Evaluation)
     return point.spec.loaded
+
+
+def mixture_name(point: Point) -> str:
+    checkpoint = loaded(point)
+    assert isinstance(checkpoint, TrainedCheckpoint)
+    return checkpoint.mixture.name
+
+
+def start_of(checkpoint: Checkpoint) -> str | None:
+    """The mixture that the model was pre-trained on which CPT started from; None of the pre-trained model itself."""
+    assert isinstance(checkpoint, TrainedCheckpoint)
+    assert isinstance(checkpoint.start, TrainedCheckpoint | None)
+    return None if checkpoint.start is None else checkpoint.start.mixture.name
 
 
 def table(point: Point) -> Spectra:

@@ -39,7 +39,7 @@ def build(results: Results, settings: Mapping[str, Any]) -> Drawing:
     caption = (
         f"{watched.roles_text(roles)}; a point per measurement but the first, the loss is the mean over the batches up to it since the one "
         f"before. Spearman's correlation along the run: {'; '.join(said)}: both change with time, so that a high one is no cause. "
-        f"{watched.measured(found)} {watched.sources(found)}"
+        f"{watched.sources(found, bands=False)}"
     )
     return Drawing("alpha_loss", "Does the exponent follow the loss?", caption, ((panel,),), panel_size=(5.6, 3.6))
 
@@ -49,7 +49,9 @@ def along(run: Run, alpha: str, roles: Sequence[str]) -> tuple[Values, Values, V
     table = run.read(alpha)
     values = table.of(roles).mean(axis=1)
     steps, losses = run.loss()
-    found = np.array([_mean(losses[(steps > before) & (steps <= at)]) for before, at in zip(table.steps[:-1], table.steps[1:], strict=True)])
+    found = np.array(
+        [_mean(losses[(steps > before) & (steps <= at)]) for before, at in zip(table.steps[:-1], table.steps[1:], strict=True)]
+    )
     known = np.isfinite(found) & np.isfinite(values[1:])
     return table.steps[1:][known].astype(np.float64), values[1:][known], found[known]
 

@@ -25,7 +25,10 @@ def build(results: Results, settings: Mapping[str, Any]) -> Drawing:
     found = watched.groups(results)
     roles = watched.chosen(settings["roles"], found, MEASURE)
     gradients = [
-        [lifecycle.compression_gradient(one, roles, ends=int(settings["ends"]), window=int(settings["window"])) for one in group.read(MEASURE)]
+        [
+            lifecycle.compression_gradient(one, roles, ends=int(settings["ends"]), window=int(settings["window"]))
+            for one in group.read(MEASURE)
+        ]
         for group in found
     ]
     zero = Reference("", y=0.0)
@@ -36,7 +39,9 @@ def build(results: Results, settings: Mapping[str, Any]) -> Drawing:
         Panel((zero, *second), "slope over the depth", watched.STEPS, Axis("slope of compression from first to last layer", "%")),
     )
     title = "Which layers are compressed further, and does that reverse?"
-    return Drawing("compression_gradient", title, _caption(found, gradients, roles, int(settings["ends"])), (panels,), panel_size=(4.45, 3.4))
+    return Drawing(
+        "compression_gradient", title, _caption(found, gradients, roles, int(settings["ends"])), (panels,), panel_size=(4.45, 3.4)
+    )
 
 
 def _caption(found: Sequence[Group], gradients: Sequence[Sequence[CompressionGradient]], roles: Sequence[str], ends: int) -> str:
@@ -47,7 +52,7 @@ def _caption(found: Sequence[Group], gradients: Sequence[Sequence[CompressionGra
     ]
     return (
         f"{watched.roles_text(roles)}; {ends} layer{'s' if ends > 1 else ''} at either end. Below zero: early layers are compressed further "
-        f"than late ones. Reversal: {'; '.join(flat)}. {watched.measured(found)} {watched.sources(found)}"
+        f"than late ones. Reversal: {'; '.join(flat)}. {watched.sources(found)}"
     )
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from analysis import palette, watched
 from analysis.drawing import Axis, Dots, Drawing, Heat, Line, Panel
-from analysis.spectral import role_text
+from analysis.spectral import layer_axis, role_text
 from analysis.watched import Group, Run
 from cpt_lab import lifecycle
 from cpt_lab.lifecycle import Trajectory, Wave
@@ -21,6 +22,7 @@ SHOWS = "maps of layer by training step: the share of the stable rank that is lo
 PAPERS = ("L figure 1a", "L figure 20")
 NEEDS = watched.NEEDS
 MEASURE = "stable_rank"
+WHOLE = 100.0
 
 
 def build(results: Results, settings: Mapping[str, Any]) -> Drawing:
@@ -38,21 +40,9 @@ def build(results: Results, settings: Mapping[str, Any]) -> Drawing:
     return Drawing("compression_waves", title, _caption(found, waves, roles), rows, panel_size=(3.0, 2.2))
 
 
-def velocity(wave: Wave) -> str:
-    """`0.02 layers per step (40 to 60 steps per layer)`, or that there is no wave."""
-    if not np.isfinite(wave.steps_per_layer):
-        return "hardly compressed"
-    interval = f"95 % {wave.low:.3g} to {wave.high:.3g}" if np.isfinite(wave.low) else "no interval"
-    return f"{'travels' if wave.travels else 'no order'}, {wave.steps_per_layer:.3g} steps per layer ({interval})"
-
-
 def _limits(tables: Sequence[Trajectory], roles: Sequence[str]) -> tuple[float, float]:
-    """From the lowest to the highest compression of all maps; around 0 where stable ranks also grew."""
-    every = np.concatenate([_percent(table, role).ravel() for table in tables for role in roles])
-    every = every[np.isfinite(every)]
-    low, high = (float(every.min()), float(every.max())) if len(every) else (0.0, 1.0)
-    widest = max(abs(low), abs(high), 1e-9)
-    return (-widest, widest) if low < 0 else (0.0, widest)
+    """All of the stable rank is 100 %; around 0 where stable ranks also grew."""
+    return (-WHOLE, WHOLE) if any((_percent(table, role) < 0).any() for table in tables for role in roles) else (0.0, WHOLE)
 
 
 def _percent(table: Trajectory, role: str) -> np.ndarray[Any, np.dtype[np.float64]]:
@@ -72,17 +62,23 @@ def _arrivals(run: Run, waves: Mapping[str, Wave], roles: Sequence[str]) -> Pane
     for role in roles:
         wave, look = waves[role], palette.MATRICES[role]
         marks.append(Dots(role_text(role), layers, wave.arrivals, look, group=role))
-        marks.append(Line(role_text(role), layers, wave.first + wave.steps_per_layer * layers, look, in_legend=False, group=role))
-    return Panel(tuple(marks), f"{run.label}: arrival of the front", Axis("layer"), Axis("step of half of a layer's compression"))
+        line = wave.first + wave.steps_per_layer * layers
+        marks.append(Line(role_text(role), layers, line, replace(look, marker=""), in_legend=False, group=role))
+    return Panel(
+        tuple(marks), f"{run.label}: arrival of the front", layer_axis([run.spec.shape]), Axis("step of half of a layer's compression")
+    )
 
 
 def _caption(found: Sequence[Group], waves: Sequence[Mapping[str, Wave]], roles: Sequence[str]) -> str:
-    said = "; ".join(
-        f"{group.runs[0].label}, {role_text(role)}: {velocity(own[role])}" for group, own in zip(found, waves, strict=True) for role in roles
-    )
-    several = " Of several seeds the first." if any(len(group.runs) > 1 for group in found) else ""
+    pairs = [(group.runs[0].label, role, own[role]) for group, own in zip(found, waves, strict=True) for role in roles]
+    travelling = [
+        f"{label}, {role_text(role)}: {wave.steps_per_layer:.3g} steps per layer ({wave.low:.3g} to {wave.high:.3g})"
+        for label, role, wave in pairs
+        if wave.travels
+    ]
+    front = f"A front travels, by its 95 % interval: {'; '.join(travelling)}" if travelling else "No front travels"
     return (
-        "Compression: 1 - stable rank / stable rank before the first step. A layer's front is where it has half of its own largest "
-        f"compression; lines by least squares, without layers that lost less than 2 %. {said}.{several} "
-        f"{watched.measured(found)} {watched.sources([Group(one.label, one.look, one.runs[:1]) for one in found])}"
+        "Compression: 1 - stable rank / stable rank before the first step; below zero it grew. A layer's front is where it has half of its "
+        f"own largest compression; lines by least squares, without layers that lost less than 2 %. {front}; of {len(pairs)} looked at. "
+        f"{watched.of_first_seeds(found)}"
     )

@@ -70,11 +70,12 @@ def _relative(values: Values) -> Values:
 def _said(run: Run, alpha: str, roles: Sequence[str]) -> str:
     both = lifecycle.dissociation(run.read(RANK), run.read(alpha), roles)
     grew = lifecycle.alpha_gradient(run.read(alpha), roles).strengthening
-    return (
-        f"deviation over layers {100 * both.compression_spread[-1]:.0f} % of the mean compression, {100 * both.alpha_spread[-1]:.0f} % of the "
-        f"mean exponent; span with time, Spearman {grew:.2f}; both over the layers {both.correlation:.2f}"
-    )
+    return f"{100 * both.compression_spread[-1]:.0f} % and {100 * both.alpha_spread[-1]:.0f} %, {both.correlation:.2f}, {grew:.2f}"
 
 
 def _caption(found: Sequence[Group], roles: Sequence[str], told: str) -> str:
-    return f"{watched.roles_text(roles)}. At the end: {told}. {watched.measured(found)} {watched.sources(found)}"
+    return (
+        f"{watched.roles_text(roles)}. By layer the first seed. At the end, deviation over the layers of compression and of the exponent in "
+        f"percent of their means, Spearman's correlation of both over the layers, and that of the exponent's span with time: {told}. "
+        f"{watched.sources(found)}"
+    )

@@ -26,12 +26,8 @@ def build(results: Results, settings: Mapping[str, Any]) -> Drawing:
     measures = list(settings["measures"])
     roles = {measure: watched.chosen(settings["roles"], found, measure) for measure in measures}
     rows = tuple(tuple(_panel(group.runs[0], measure, roles[measure]) for measure in measures) for group in found)
-    several = "Of several seeds the first. " if any(len(group.runs) > 1 for group in found) else ""
-    first = [watched.Group(group.label, group.look, group.runs[:1]) for group in found]
-    said = (
-        f"{watched.roles_text(roles[measures[0]])}, a line per layer from blue (the first) to red (the last). {several}"
-        f"{watched.measured(first)} {watched.sources(first)}"
-    )
+    words = watched.roles_text(roles[measures[0]])
+    said = f"{words}, a line per layer from blue (the first) to red (the last). {watched.of_first_seeds(found)}"
     return Drawing("layer_trajectories", "How layers change while they learn", said, rows, legend=False, panel_size=(4.0, 2.4))
 
 
@@ -39,6 +35,7 @@ def _panel(run: Run, measure: str, roles: Sequence[str]) -> Panel:
     table = run.read(measure)
     steps, values = table.steps.astype(np.float64), table.of(roles)
     lines = tuple(
-        Line(f"layer {layer}", steps, values[:, layer], Look(palette.layer_colour(layer, run.depth), width=1.4)) for layer in range(run.depth)
+        Line(f"layer {layer}", steps, values[:, layer], Look(palette.layer_colour(layer, run.depth), width=1.4))
+        for layer in range(run.depth)
     )
     return Panel(lines, f"{run.label}: {measure_text(measure)}", watched.STEPS, Axis(measure_text(measure), UNITS.get(measure, "")))

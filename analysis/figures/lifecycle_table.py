@@ -35,7 +35,7 @@ def build(results: Results, settings: Mapping[str, Any]) -> Sheet:
     caption = (
         f"Wave, gradient and {measure_text(alpha)} of {watched.roles_text(roles)}; steps per layer ± standard error of the line through the "
         "arrivals, `travels` if its 95 % interval leaves out 0; QK/VO: deviation over the layers of q and k against v and o. "
-        f"{watched.measured(found)} {watched.sources(found)}"
+        f"{watched.sources(found, bands=False)}"
     )
     return Sheet("lifecycle_table", "The spectral lifecycle of every run", caption, ("run", *COLUMNS), rows)
 

@@ -34,7 +34,9 @@ def build(results: Results, settings: Mapping[str, Any]) -> Drawing:
     if not 0 <= layer < shallowest:
         raise ValueError(f"layer={layer} is not in every model: give 0 to {shallowest - 1}")
     rows = tuple((_over_time(group.runs[0], layer, roles), _by_layer(group.runs[0], roles), _ratio(group, alpha)) for group in found)
-    told = watched.per_group(found, lambda run: f"{_final(run, RANK):.2g} of compression, {_final(run, alpha):.2g} of {measure_text(alpha)}")
+    told = watched.per_group(
+        found, lambda run: f"{_final(run, RANK):.2g} of compression, {_final(run, alpha):.2g} of {measure_text(alpha)}"
+    )
     return Drawing("matrix_asymmetry", "Which matrices depend on depth?", _caption(found, told), rows, panel_size=(3.6, 2.4))
 
 
@@ -69,5 +71,5 @@ def _final(run: Run, measure: str) -> float:
 def _caption(found: Sequence[Group], told: str) -> str:
     return (
         "Right: standard deviation over the layers, the mean of q and k divided by that of v and o; above 1: q and k depend on depth more. "
-        f"At the end: {told}. By matrix type the first seed. {watched.measured(found)} {watched.sources(found)}"
+        f"At the end: {told}. By matrix type the first seed. {watched.sources(found)}"
     )

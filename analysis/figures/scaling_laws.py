@@ -22,7 +22,7 @@ SHOWS = "over the number of layers: the range of the exponent with its power law
 PAPERS = ("L figure 22",)
 NEEDS = "watched training runs of at least two depths (experiments lifecycle_d8 lifecycle_d12 lifecycle_d16 in one command)"
 RANK = "stable_rank"
-POINTS = 60  # of a drawn curve
+POINTS, MARKS = 60, 5  # of a drawn curve; on a logarithmic axis
 
 
 def build(results: Results, settings: Mapping[str, Any]) -> Drawing:
@@ -40,7 +40,7 @@ def build(results: Results, settings: Mapping[str, Any]) -> Drawing:
     ticks = tuple((float(depth), str(depth)) for depth in depths)
     axis, law = Axis("layers", ticks=ticks), Axis("layers", scale="log", ticks=ticks)
     panels = (
-        Panel(_range(fit), "range of the exponent", law, Axis(f"largest minus smallest {measure_text(measure)}", scale="log")),
+        Panel(_range(fit), "range of the exponent", law, _logarithmic(f"largest minus smallest {measure_text(measure)}", fit.y)),
         Panel(_extremes(runs, gradients), "extremes", axis, Axis(measure_text(measure))),
         Panel(_peaks(runs, gradients), "place of the peak", axis, Axis("depth of the peak", "%", limits=(-5, 105))),
         Panel(_slowness(runs, waves), "wave", axis, Axis("steps per layer (inverse velocity)")),
@@ -67,6 +67,12 @@ def _range(fit: PowerLaw) -> tuple[Dots | Line, ...]:
     return (Dots("a run", fit.x, fit.y, look), Line(fit_text(fit), x, y, replace(look, marker="", dash="dashed"), low=low, high=high))
 
 
+def _logarithmic(label: str, values: Values) -> Axis:
+    """With a few round numbers between the smallest and the largest, where powers of ten are too far apart."""
+    places = np.unique([float(f"{value:.2g}") for value in np.geomspace(values.min(), values.max(), MARKS)])
+    return Axis(label, scale="log", ticks=tuple((float(place), f"{place:g}") for place in places))
+
+
 def _extremes(runs: Sequence[Run], gradients: Sequence[AlphaGradient]) -> tuple[Dots, ...]:
     high, low = ([float(of(one.profile)) for one in gradients] for of in (np.nanmax, np.nanmin))
     return (
@@ -90,8 +96,8 @@ def _peaks(runs: Sequence[Run], gradients: Sequence[AlphaGradient]) -> tuple[Dot
 def _slowness(runs: Sequence[Run], waves: Sequence[Wave]) -> tuple[Dots | Reference, ...]:
     values = np.array([wave.steps_per_layer for wave in waves])
     half = np.array([(wave.high - wave.low) / 2 for wave in waves])
-    dots = Dots("steps per layer, 95 %", _beside(_depths(runs)), values, palette.OTHERS[2], y_bars=np.nan_to_num(half))
-    return (Reference("all at once", y=0.0), dots)
+    dots = Dots("steps per layer, 95 %", _beside(_depths(runs)), values, replace(palette.OTHERS[2], marker="o"), y_bars=np.nan_to_num(half))
+    return (Reference("", y=0.0), dots)
 
 
 def _depths(runs: Sequence[Run]) -> Values:
@@ -108,5 +114,5 @@ def _caption(found: Sequence[Group], roles: Sequence[str], fit: PowerLaw) -> str
     return (
         f"{watched.roles_text(roles)}; runs from random weights, a point each. Range: {fit_text(fit)}, least squares of logarithms over "
         f"{len(fit.x)} runs of {len(np.unique(fit.x))} depths; band: the exponent's interval. Bars of the wave: 95 % intervals of the line "
-        f"through the layers' arrivals. {watched.measured(found)} {watched.sources(found)}"
+        f"through the layers' arrivals. {watched.sources(found, bands=False)}"
     )
