@@ -17,7 +17,16 @@ import time
 from pathlib import Path
 from typing import Any
 
-from analysis import bench_checkpoints, bench_data, bench_evaluation, bench_interventions, bench_launch, bench_spectra, bench_worker
+from analysis import (
+    bench_checkpoints,
+    bench_data,
+    bench_evaluation,
+    bench_interventions,
+    bench_launch,
+    bench_spectra,
+    bench_training,
+    bench_worker,
+)
 from cpt_lab import study
 from cpt_lab.build import Workshop, ensure
 from cpt_lab.evaluation.tasks import local_name
@@ -55,6 +64,7 @@ def main() -> None:
     bench_checkpoints.main()
     bench_data.main()
     bench_spectra.main()
+    bench_training.main()
     bench_worker.main()
     bench_launch.main()
 
