@@ -24,6 +24,7 @@ from analysis import (
     bench_launch,
     bench_slurm,
     bench_spectra,
+    bench_training,
     bench_worker,
     stock,
 )
@@ -59,6 +60,7 @@ def main() -> None:
     bench_checkpoints.main()
     bench_data.main()
     bench_spectra.main()
+    bench_training.main()
     bench_worker.main()
     bench_launch.main()
     bench_figures.main()

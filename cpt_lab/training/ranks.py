@@ -19,13 +19,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cpt_lab import failures
 from cpt_lab.failures import ProcessLost
 from cpt_lab.store import read_json, write_atomically
 
 if TYPE_CHECKING:
     from cpt_lab.execution import Execution
 
-PARTNER_LOST = ("connection closed by peer", "connection reset by peer", "broken pipe", "socket timeout", "remote process exited")
 FOLDER = "ranks"  # in the run's scratch folder: job.json, stop, error-RANK.json
 PORTS = (20_000, 40_000)  # of the meeting point, by SLURM's job id: two jobs on one node seldom have the same
 SET_DEATH_SIGNAL = 1  # prctl's PR_SET_PDEATHSIG
@@ -100,7 +100,7 @@ def run(told: Mapping[str, Any], scratch: Path, together: Team, *, device: str, 
         process.wait()
         raise
     if code:
-        raise _first_error(folder, code)
+        raise _first_error(folder, code, together.size)
 
 
 def asked_to_stop(scratch: Path) -> bool:
@@ -113,7 +113,9 @@ def report(folder: Path, rank: int, error: BaseException) -> None:
     kind = next(name for name, family in KINDS.items() if isinstance(error, family))
     text = str(error) if kind != "other" else f"{type(error).__name__}: {error}"
     number = error.errno if isinstance(error, OSError) else None
-    write_atomically(folder / f"error-{rank}.json", json.dumps({"kind": kind, "text": text, "errno": number, "rank": rank}))
+    other = isinstance(error, RuntimeError) and not failures.is_out_of_memory(error) and not failures.is_broken_context(error)
+    facts = {"kind": kind, "text": text, "errno": number, "rank": rank, "may_be_lost_partner": other}
+    write_atomically(folder / f"error-{rank}.json", json.dumps(facts))
 
 
 def end_with_parent() -> None:
@@ -134,13 +136,15 @@ KINDS: dict[str, type[BaseException]] = {
 }
 
 
-def _first_error(folder: Path, code: int) -> BaseException:
-    """The oldest error that a rank left and that is not how the loss of another one looks from there; ProcessLost if there is none."""
+def _first_error(folder: Path, code: int, size: int) -> BaseException:
+    """The oldest error that a rank left; ProcessLost if a rank left none and the others only what its loss may look like from there."""
     files = sorted(folder.glob("error-*.json"), key=lambda path: path.stat().st_mtime_ns)
-    told = [error for error in map(read_json, files) if not any(word in str(error["text"]).lower() for word in PARTNER_LOST)]
-    if not told:
-        return ProcessLost(f"a process of the run died without a word (torchrun ended with code {code}); see the worker's log")
-    found = told[0]
+    told = [read_json(file) for file in files]
+    own = [error for error in told if not error["may_be_lost_partner"]]
+    if not own and len(told) < size:
+        seen = f"; rank {told[0]['rank']} then saw {told[0]['text']}" if told else ""
+        return ProcessLost(f"a process of the run died without a word (torchrun ended with code {code}{seen}); see the worker's log")
+    found = (own or told)[0]
     text = str(found["text"])
     match found["kind"]:
         case "stopped":
