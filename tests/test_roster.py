@@ -121,6 +121,15 @@ def test_the_folders_of_a_study_are_all_that_it_refers_to(waiting: tuple[Store, 
         assert f"{spec.FOLDER}/{key(spec)}" in folders
 
 
+def test_a_study_read_from_its_manifest_is_the_study_and_its_points_share_their_parts(tmp_path: Path) -> None:
+    store, asked = made.make(tmp_path)
+    read = study.load(store, asked.name)
+    assert read == asked
+    first, second = (point.spec for point in read.points[:2])
+    assert first.checkpoint.tuned is second.checkpoint.tuned  # type: ignore[attr-defined]
+    assert first.protocol is second.protocol  # type: ignore[attr-defined]
+
+
 # ------------------------------------------------------------------------------------------------------------ 5,000 points
 
 
