@@ -97,12 +97,12 @@ class _Row:
 
 def _rows(results: Results, metric: str) -> list[_Row]:
     table = results.points
-    known = {(row["study"], row["name"]): row for row in table.to_dict("records")}
+    known: dict[tuple[str, str], Mapping[Any, Any]] = {(row["study"], row["name"]): row for row in table.to_dict("records")}
     pairs = ((study.name, point) for study in results.studies for point in study.points)
     return [row for study, point in pairs for row in _row(point, known[study, point.name], metric)]
 
 
-def _row(point: Point, row: Mapping[str, Any], metric: str) -> Iterator[_Row]:
+def _row(point: Point, row: Mapping[Any, Any], metric: str) -> Iterator[_Row]:
     checkpoint = point.spec.checkpoint if isinstance(point.spec, Evaluation) else None
     if not isinstance(checkpoint, Patched) or len(checkpoint.interventions) != 1:
         return

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,6 +35,7 @@ class Run:
     label: str
     spec: TrainedCheckpoint
     product: Path
+    known: dict[str, Trajectory] = field(default_factory=dict, repr=False, compare=False)  # what was read of it
 
     @property
     def depth(self) -> int:
@@ -46,10 +47,12 @@ class Run:
 
     def read(self, measure: str) -> Trajectory:
         """The trajectory of a measure; ValueError if the run was watched without it."""
-        known = lifecycle.measures(self.product)
-        if measure not in known:
-            raise ValueError(f"{self.label} was watched without {measure}: {unknown('measure', measure, known)}")
-        return lifecycle.read(self.product, measure)
+        if measure not in self.known:
+            measures = lifecycle.measures(self.product)
+            if measure not in measures:
+                raise ValueError(f"{self.label} was watched without {measure}: {unknown('measure', measure, measures)}")
+            self.known[measure] = lifecycle.read(self.product, measure)
+        return self.known[measure]
 
     def loss(self) -> tuple[Values, Values]:
         """(steps, training loss of each), as far as they were logged."""
@@ -177,7 +180,8 @@ def _measured(every: Sequence[Run]) -> str:
 
 
 def _steps(run: Run) -> Values:
-    return np.asarray(run.read(lifecycle.measures(run.product)[0]).steps, dtype=np.float64)
+    one = next(iter(run.known)) if run.known else lifecycle.measures(run.product)[0]
+    return np.asarray(run.read(one).steps, dtype=np.float64)
 
 
 def _tokens(spec: TrainedCheckpoint) -> int:

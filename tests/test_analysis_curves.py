@@ -171,6 +171,21 @@ def test_what_else_a_sweep_varies_is_a_curve_of_its_own_and_other_seeds_are_repe
     assert ("random, kv=with_first (mean of 4)", 4) in found
 
 
+def test_points_that_rewind_nothing_add_nothing_to_the_curves_names(results: pd.DataFrame) -> None:
+    soups = results.head(3).assign(name="a soup", key="other", weight=[0.1, 0.5, 0.9], intervention="soup")
+    table = pd.concat([results, soups.assign(criterion=None, direction=None, fraction=None)], ignore_index=True)
+    table.attrs = {**results.attrs, "varies": [*results.attrs["varies"], "weight"]}
+    assert [item.label for item in curves(table, made.ACCURACY)] == [item.label for item in curves(results, made.ACCURACY)]
+    assert references(table, made.ACCURACY) == {"nothing rewound": 0.9}
+
+
+def test_unedited_points_of_another_model_are_no_reference_lines(results: pd.DataFrame) -> None:
+    other = results.head(2).assign(criterion=None, fraction=None, intervention="none", role=["base", "tuned"], tuned="t", key=["b", "c"])
+    table = pd.concat([results, other.assign(pretrain_tokens=999, name=["one", "two"])], ignore_index=True)
+    table.attrs = results.attrs
+    assert references(table, made.ACCURACY) == {"nothing rewound": 0.9}
+
+
 def test_a_study_that_rewinds_nothing_has_no_curve_and_a_summary_of_its_points(results: pd.DataFrame) -> None:
     table = results.assign(fraction=None)
     table.attrs = results.attrs

@@ -236,9 +236,14 @@ def test_an_integer_and_a_whole_float_are_one_key() -> None:
 @pytest.mark.slow
 def test_columns_are_short_where_that_is_unambiguous() -> None:
     groups = named("mixture=tiny_math,tiny_text", "mixture@reference.mixture=tiny_math,tiny_text", "intervention.fraction=0,1")
-    assert list(groups[0]) == ["mixture", "mixture@reference.mixture", "fraction"]
+    assert list(groups[0]) == ["mixture", "reference_mixture", "fraction"]
     assert list(named("criterion.seed=0,1", "protocol.seed=0,1", "workers=1")[0]) == ["criterion.seed", "protocol.seed"]
     assert named("criterion=random,delta_norm")[1] == {"criterion": "delta_norm"}
+
+
+def test_two_swept_choices_of_one_group_are_told_apart_by_their_places() -> None:
+    sweep = [("mixture=a", "mixture@pretrain.mixture=b"), ("mixture=c", "mixture@pretrain.mixture=d")]
+    assert points_of.named(sweep)[0] == {"mixture": "a", "pretrain_mixture": "b"}
 
 
 def test_what_does_not_vary_is_no_part_of_a_name() -> None:

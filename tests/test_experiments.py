@@ -401,6 +401,19 @@ def test_the_lifecycle_is_watched_every_25_steps_of_three_seeds_and_of_a_spectra
 
 
 @pytest.mark.slow
+def test_the_lifecycle_in_miniature_makes_every_figure_and_table_of_its_paper() -> None:
+    made = points("+experiment=lifecycle_tiny")
+    kinds = {kind.__name__ for kind in map(type, (point.spec for point in made))}
+    assert kinds == {"TrainedCheckpoint", "Correlation", "Evaluation"}
+    asked = set(config.parse(made[0].config).figures)
+    assert asked == {name for name, figure in REGISTRY.items() if any(source.startswith("L ") for source in figure.PAPERS)}
+    runs = [point.spec for point in made if isinstance(point.spec, TrainedCheckpoint)]
+    assert sorted((run.shape.num_layers, run.recipe.seed) for run in runs if run.start is None) == [(n, s) for n in (4, 6, 8) for s in (0, 1)]
+    pruned = {key(loaded(point)) for point in made if isinstance(point.spec, Evaluation)}
+    assert pruned == {key(run) for run in runs if (run.shape.num_layers, run.recipe.seed, run.start) == (8, 0, None)}
+
+
+@pytest.mark.slow
 def test_post_training_in_miniature_makes_every_figure_and_table_of_its_paper() -> None:
     made = points("+experiment=post_training_tiny")
     kinds = {kind.__name__ for kind in map(type, (point.spec for point in made))}
@@ -424,8 +437,12 @@ def test_the_main_paper_in_miniature_asks_for_all_its_figures_and_tables_and_mak
     assert rewound == {"random", "greedy", "scaled_norm_diff", "delta_norm", "agreement_diff", "agreement", "pl_ks", "pl_alpha"}
     soups = {(mixture_name(point), soup.members[1].name) for point in scored if isinstance(soup := change(point), Soup)}
     assert soups == {("tiny_math_400k", "reference"), ("tiny_math_400k", "inst"), ("tiny_inst_400k", "code")}
-    on_the_way = [one.checkpoint for one in (table(point) for point in made if isinstance(point.spec, Spectra)) if isinstance(one.checkpoint, Intermediate)]
-    assert [one.tokens for one in on_the_way] == [100_352, 199_680, 400_384]
+    on_the_way = [
+        one.checkpoint
+        for one in (table(point) for point in made if isinstance(point.spec, Spectra))
+        if isinstance(one.checkpoint, Intermediate)
+    ]
+    assert [one.tokens for one in on_the_way] == [99_840, 200_192, 399_872]
 
 
 @pytest.mark.parametrize(("one", "other"), [("math", "text"), ("math", "inst"), ("inst", "code")])

@@ -6,8 +6,8 @@ import pytest
 
 import made_up_points as made
 import made_up_study
-from analysis.lineage import COLUMNS, columns, domain, exact, size, tokens_of_revision
-from cpt_lab.specs import FolderCheckpoint, HubCheckpoint, key
+from analysis.lineage import COLUMNS, called, columns, domain, exact, size, tokens_of_revision
+from cpt_lab.specs import FolderCheckpoint, HubCheckpoint, Intermediate, key
 
 MATH, CODE = made.tuned(), made.tuned(None, "code_320", code=320)
 HUB = HubCheckpoint(id="allenai/OLMo-2-0425-1B", revision="stage1-step1907359-tokens4001B", shape=made_up_study.SHAPE.but(name="olmo2_1b"))
@@ -25,6 +25,18 @@ def test_cpt_of_a_cpt_adds_up_and_a_hub_revision_names_its_tokens() -> None:
     assert (found["cpt_tokens"], found["math_tokens"], found["pretrain_tokens"]) == (400, 320, 4001 * 10**9)
     assert columns(made.evaluation(HUB))["role"] == "base"
     assert (tokens_of_revision("main"), tokens_of_revision("stage1-step1-tokens20B")) == (None, 20 * 10**9)
+
+
+def test_weights_on_the_way_have_seen_so_much_of_their_run_and_are_called_by_it() -> None:
+    run = made.tuned(None, "mix", math=100, text=300)
+    half = Intermediate(of=run, tokens=run.recipe.batch_tokens)
+    assert half.tokens < run.mixture.tokens
+    found = columns(made.evaluation(half))
+    assert (found["role"], found["cpt_tokens"], found["pretrain_tokens"]) == ("tuned", half.tokens, 320)
+    assert found["math_tokens"] == half.tokens // 4
+    assert called(half) == f"mix at {half.tokens}"
+    before = Intermediate(of=made.pretrained(), tokens=half.tokens)
+    assert columns(made.evaluation(before))["pretrain_tokens"] == half.tokens
 
 
 def test_interventions_give_their_settings_and_what_they_are_paired_with() -> None:

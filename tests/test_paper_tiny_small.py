@@ -75,7 +75,9 @@ def test_every_point_is_done(results: Path) -> None:
     assert {store.status(spec).state for spec in specs.values()} == {State.DONE}
 
 
-@pytest.mark.parametrize("name", sorted(name for name, figure in REGISTRY.items() if any(paper.startswith("P ") for paper in figure.PAPERS)))
+@pytest.mark.parametrize(
+    "name", sorted(name for name, figure in REGISTRY.items() if any(paper.startswith("P ") for paper in figure.PAPERS))
+)
 def test_every_figure_and_table_of_the_main_paper_is_drawn(results: Path, name: str) -> None:
     files = {path.suffix for path in (results / "studies" / "small" / "figures").glob(f"{name}*")}
     assert files >= {".html", ".csv"}

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from analysis import watched
-from analysis.drawing import Axis, Drawing, Line, Panel, Values
+from analysis.drawing import Axis, Dots, Drawing, Line, Panel, Values
 from analysis.spectral import measure_text
 from analysis.watched import Run
 from cpt_lab.lifecycle.alphas import spearman
@@ -27,18 +27,20 @@ def build(results: Results, settings: Mapping[str, Any]) -> Drawing:
     found = watched.groups(results)
     alpha = str(settings["alpha"])
     roles = watched.chosen(settings["roles"], found, alpha)
-    lines, said = [], []
+    lines: list[Line | Dots] = []
+    said = []
     for group in found:
         for run in group.runs:
             steps, values, losses = along(run, alpha, roles)
             text = tuple(f"step {step:.0f}" for step in steps)
             first = run is group.runs[0]
-            lines.append(Line(group.label, values, losses, replace(group.look, width=1.0), text=text, in_legend=first))
+            lines.append(Line(group.label, values, losses, replace(group.look, marker="", width=1.2), text=text, in_legend=first))
+            lines.append(Dots(group.label, values[-1:], losses[-1:], group.look, in_legend=False))
             said.append(f"{run.label} {spearman(values, losses):.2f}")
     panel = Panel(tuple(lines), "", Axis(f"{measure_text(alpha)}, mean of the layers"), Axis("training loss", "nats"))
     caption = (
-        f"{watched.roles_text(roles)}; a point per measurement but the first, the loss is the mean over the batches up to it since the one "
-        f"before. Spearman's correlation along the run: {'; '.join(said)}: both change with time, so that a high one is no cause. "
+        f"{watched.roles_text(roles)}; from the second measurement to the last (the marker); the loss is the mean over the batches up to "
+        f"it since the one before. Spearman's correlation along the run: {'; '.join(said)}: both change with time, so that a high one is no cause. "
         f"{watched.sources(found, bands=False)}"
     )
     return Drawing("alpha_loss", "Does the exponent follow the loss?", caption, ((panel,),), panel_size=(5.6, 3.6))

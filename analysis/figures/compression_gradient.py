@@ -51,8 +51,8 @@ def _caption(found: Sequence[Group], gradients: Sequence[Sequence[CompressionGra
         for run, one in zip(group.runs, own, strict=True)
     ]
     return (
-        f"{watched.roles_text(roles)}; {ends} layer{'s' if ends > 1 else ''} at either end. Below zero: early layers are compressed further "
-        f"than late ones. Reversal: {'; '.join(flat)}. {watched.sources(found)}"
+        f"{watched.roles_text(roles)}; {ends} layer{'s' if ends > 1 else ''} at either end. Below zero: early layers are compressed "
+        f"further than late ones. Reversal: {'; '.join(flat)}. {watched.sources(found)}"
     )
 
 

@@ -75,7 +75,7 @@ def _said(run: Run, alpha: str, roles: Sequence[str]) -> str:
 
 def _caption(found: Sequence[Group], roles: Sequence[str], told: str) -> str:
     return (
-        f"{watched.roles_text(roles)}. By layer the first seed. At the end, deviation over the layers of compression and of the exponent in "
-        f"percent of their means, Spearman's correlation of both over the layers, and that of the exponent's span with time: {told}. "
+        f"{watched.roles_text(roles)}. By layer the first seed. At the end, deviation over the layers of compression and of the exponent "
+        f"in percent of their means, Spearman's correlation of both over the layers, and that of the exponent's span with time: {told}. "
         f"{watched.sources(found)}"
     )

@@ -33,8 +33,8 @@ def build(results: Results, settings: Mapping[str, Any]) -> Sheet:
     roles = watched.chosen(settings["roles"], found, alpha)
     rows = tuple((run.label, _cells(run, alpha, roles, window)) for group in found for run in group.runs)
     caption = (
-        f"Wave, gradient and {measure_text(alpha)} of {watched.roles_text(roles)}; steps per layer ± standard error of the line through the "
-        "arrivals, `travels` if its 95 % interval leaves out 0; QK/VO: deviation over the layers of q and k against v and o. "
+        f"Wave, gradient and {measure_text(alpha)} of {watched.roles_text(roles)}; steps per layer ± standard error of the line through "
+        "the arrivals, `travels` if its 95 % interval leaves out 0; QK/VO: deviation over the layers of q and k against v and o. "
         f"{watched.sources(found, bands=False)}"
     )
     return Sheet("lifecycle_table", "The spectral lifecycle of every run", caption, ("run", *COLUMNS), rows)

@@ -11,6 +11,7 @@ from analysis import captions, metrics, pruned
 from analysis.drawing import Axis, Drawing, Line, Panel, Reference
 from analysis.errors import PAIRED
 from analysis.pruned import Model, Strategy
+from cpt_lab.specs import key
 
 if TYPE_CHECKING:
     from analysis.results import Results
@@ -43,7 +44,7 @@ def caption(results: Results, found: Sequence[Model], metric: str) -> str:
         captions.protocol(results.points, [metric]),
         errors,
         f"Without the unpruned model, which was not evaluated: {', '.join(unscored)}" if unscored else "",
-        f"Models: {', '.join(f'{model.label} ({captions.short(pruned.key(model.tuned))})' for model in found)}",
+        f"Models: {', '.join(f'{model.label} ({captions.short(key(model.tuned))})' for model in found)}",
         captions.missing(results.points),
     )
 

@@ -93,7 +93,9 @@ def _peak(results: Results, ranking: Ranking | None) -> float:
     if ranking is None or not results.store.is_done(ranking):
         return float("nan")
     scores = pd.read_parquet(results.store.product(ranking) / "scores.parquet").groupby("layer")["score"].mean()
-    return float(scores.idxmax()) / max(1, ranking.shape.num_layers - 1) if scores.notna().any() else float("nan")
+    if scores.isna().all():
+        return float("nan")
+    return float(scores.index.to_numpy()[int(np.nanargmax(scores))]) / max(1, ranking.shape.num_layers - 1)
 
 
 def _ratios(found: Sequence[Compared], places: np.ndarray[Any, np.dtype[np.float64]], axis: Axis) -> Panel:
@@ -108,7 +110,7 @@ def _increases(found: Sequence[Compared], places: np.ndarray[Any, np.dtype[np.fl
 
 
 def _peaks(found: Sequence[Compared]) -> Panel:
-    x, y = (np.array([of(one) for one in found]) for of in (lambda one: 100 * one.peak, lambda one: one.ratio))
+    x, y = np.array([100 * one.peak for one in found]), np.array([one.ratio for one in found])
     dots = Dots("a model", x, y, SPECTRAL, size=8.0, text=tuple(one.label for one in found), written=True, in_legend=False)
     limits = Axis("depth of the largest exponent", "%", limits=(-5, 105))
     return Panel((Reference("", y=1.0), dots), "and the place of the peak", limits, Axis("increase without the last layers / by exponent"))

@@ -23,7 +23,6 @@ from analysis.spectral import (
     tables,
     tokens_text,
 )
-
 from cpt_lab.specs import Intermediate
 
 if TYPE_CHECKING:

@@ -34,9 +34,9 @@ def build(results: Results, settings: Mapping[str, Any]) -> Drawing:
         watched.chosen(settings["roles"], found, measure)
     window = int(settings["batches"])
     rows = tuple((_losses(*pair, window), *(_measure(*pair, name, settings["roles"]) for name in measures)) for pair in pairs)
+    words = watched.roles_text(list(settings["roles"])) if settings["roles"] else "All matrices"
     caption = (
-        f"Loss: running mean over {window} batches. {watched.roles_text(list(settings['roles'])) if settings['roles'] else 'All matrices'}: "
-        f"mean of the layers. {'; '.join(_said(*pair, window) for pair in pairs)}. "
+        f"Loss: running mean over {window} batches. {words}: mean of the layers. {'; '.join(_said(*pair, window) for pair in pairs)}. "
         f"{watched.sources([group for pair in pairs for group in pair])}"
     )
     return Drawing("spectral_warmup", "Is it the spectrum that takes time to learn?", caption, rows, panel_size=(3.6, 2.4))

@@ -16,6 +16,7 @@ from analysis.results import STDERR, Results
 SHOWS = "tuned models beside themselves with the singular values of another checkpoint, and that checkpoint"
 PAPERS = ("P figure 14",)
 NEEDS = "points with intervention=none and intervention=transplant: experiment=transplant_1b"
+WIDTH = 1.05  # inches of a place, for the words below it
 LOOKS = {"tuned": palette.ROLES["tuned"], "transplanted": Look("#D55E00", marker="*"), "base": palette.ROLES["base"]}
 
 
@@ -43,7 +44,13 @@ def build(results: Results, settings: Mapping[str, Any]) -> Drawing:
         captions.checkpoints(results),
         captions.missing(table),
     )
-    return Drawing("transplantation", captions.title(results, "transplanted singular values"), caption, (panels,), panel_size=(3.8, 3.3))
+    return Drawing(
+        "transplantation",
+        captions.title(results, "transplanted singular values"),
+        caption,
+        (panels,),
+        panel_size=(max(3.8, WIDTH * len(places)), 3.3),
+    )
 
 
 def _panel(results: Results, metric: str, places: Mapping[str, tuple[str, ...]], kinds: Mapping[str, pd.DataFrame]) -> Panel:
@@ -72,7 +79,7 @@ def _panel(results: Results, metric: str, places: Mapping[str, tuple[str, ...]],
                     size=9.0 if kind == "transplanted" else 7.0,
                 )
             )
-    ticks = tuple((float(place), label) for place, label in enumerate(places))
+    ticks = tuple((float(place), label.replace(", ", ",\n")) for place, label in enumerate(places))
     return Panel(tuple(marks), x=Axis("", ticks=ticks, limits=(-0.6, len(places) - 0.4)), y=metrics.axis(results.points, metric))
 
 
