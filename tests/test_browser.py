@@ -92,6 +92,7 @@ class Server:
     experiment: str
     parent: str
     points: tuple[str, ...]
+    curves: dict[str, str]  # name -> run
 
 
 @pytest.fixture(scope="module")
@@ -103,8 +104,8 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     files = report.at_end(store, study)
     settings = Tracking().within(folder)
     tracking.initialise(settings)
-    tracking.sync(store, study, settings)
-    tracking.log_figures(store, study, settings, files)
+    tracking.sync(store, study.name, settings)
+    tracking.log_figures(store, study.name, settings, files)
     return folder
 
 
@@ -139,14 +140,15 @@ def wait_for(address: str, process: subprocess.Popen[bytes], log: Path) -> None:
     raise AssertionError(f"{address} did not answer: {log.read_text()[-2000:]}")
 
 
-def identities(settings: Tracking) -> tuple[str, str, tuple[str, ...]]:
-    """Of the experiment, the study's run, and the runs of one criterion's points."""
+def identities(settings: Tracking) -> tuple[str, str, tuple[str, ...], dict[str, str]]:
+    """Of the experiment, the study's run, the runs of one criterion's points, and the curves by name."""
     database = sqlite3.connect(settings.database)
     try:
         ((experiment,),) = database.execute("select experiment_id from experiments where name = ?", (settings.experiment,)).fetchall()
         ((parent,),) = database.execute("select run_uuid from runs where name = 'made_up'").fetchall()
         points = database.execute("select run_uuid from runs where name like 'delta_norm-ascending%'").fetchall()
-        return str(experiment), str(parent), tuple(str(point) for (point,) in points)
+        tagged = "select name, r.run_uuid from runs r join tags t on r.run_uuid = t.run_uuid where t.key = 'kind' and t.value = 'curve'"
+        return str(experiment), str(parent), tuple(str(point) for (point,) in points), dict(database.execute(tagged).fetchall())
     finally:
         database.close()
 
@@ -309,3 +311,19 @@ def test_mlflow_compares_points_and_draws_their_scores(watched: Watched, server:
     for fraction in ("0.25", "0.75"):
         watched.page.get_by_text(f"delta_norm-ascending {fraction}").first.wait_for(state="attached")
     watched.shot("mlflow_compare")
+
+
+def test_mlflow_draws_the_curves_of_a_study_over_the_fraction(watched: Watched, server: Server) -> None:
+    assert len(server.curves) >= 2
+    metric = quote(json.dumps(made.ACCURACY))
+    runs, experiments, keys = (quote(json.dumps(each)) for each in (list(server.curves.values()), [server.experiment], [made.ACCURACY]))
+    asked = f"runs={runs}&metric={metric}&experiments={experiments}&plot_metric_keys={keys}"
+    watched.page.goto(f"{server.address}/#/metric?{asked}&x_axis=%22step%22")
+    plot = watched.page.locator(".js-plotly-plot").first
+    plot.locator(".main-svg").first.wait_for()
+    plot.locator(".scatterlayer .trace").nth(len(server.curves) - 1).wait_for(state="attached")
+    drawn = plot.evaluate("plot => plot.data.map(trace => ({name: trace.name, x: Array.from(trace.x)}))")
+    steps = [1000 * fraction for fraction in made.FRACTIONS]
+    lines = [trace["x"] for trace in drawn if any(name in str(trace["name"]) for name in server.curves)]
+    assert lines == [steps] * len(server.curves)
+    watched.shot("mlflow_curves")
