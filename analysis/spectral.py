@@ -70,9 +70,10 @@ class Named:
 
 
 def tables(results: Results, *, kind: Kind, measures: Sequence[str] = (), indices: bool = False, needs: str) -> list[Named]:
-    """The finished tables with these measures, least pre-training first, each comparison once; ValueError, with `needs`, if there is none.
+    """The finished tables with these measures, least pre-training first, each comparison once.
 
-    `weights` are tables of one checkpoint, `deltas` those of a checkpoint against another.
+    `weights` are tables of one checkpoint, `deltas` those of a checkpoint against another. Tables of heads alone, as rankings read them,
+    stand where there is none of all matrices. ValueError, with `needs`, if there is no table.
     """
     for name in measures:
         if name not in NAMES:
@@ -80,10 +81,11 @@ def tables(results: Results, *, kind: Kind, measures: Sequence[str] = (), indice
     found = [one for one in results.tables if _fits(one.spec, kind, measures, indices=indices)]
     if not found:
         raise ValueError(f"study {results.name!r} has no finished table of spectra for this figure: it needs {needs}")
-    once: dict[tuple[str | None, ...], SpectraOf] = {}
+    whole = {_pair(one.spec) for one in found if one.spec.blocks == "all"}
+    once: dict[tuple[str, ...], SpectraOf] = {}
     for one in found:
-        against = None if one.spec.against is None else key(one.spec.against)
-        once.setdefault((key(one.spec.checkpoint), against, one.spec.blocks), one)
+        if one.spec.blocks == "all" or _pair(one.spec) not in whole:
+            once.setdefault((*_pair(one.spec), one.spec.blocks), one)
     return named(sorted(once.values(), key=lambda one: _turn(one.spec)))
 
 
@@ -212,8 +214,15 @@ def _fits(spec: Spectra, kind: Kind, measures: Sequence[str], *, indices: bool) 
     return right and set(measures) <= set(spec.measures) and (spec.indices or not indices)
 
 
+def _pair(spec: Spectra) -> tuple[str, str]:
+    """What is compared with what."""
+    return key(spec.checkpoint), "" if spec.against is None else key(spec.against)
+
+
 def _facets(spec: Spectra) -> dict[str, str]:
-    against = "" if spec.against is None else " ".join(facets_of(spec.against).values())
+    against = "" if spec.against is None else " ".join(filter(None, facets_of(spec.against).values()))
+    if spec.against is not None and spec.against == getattr(spec.checkpoint, "start", None):
+        against = "its base"
     of = {"of": "weights" if spec.against is None else "delta", "against": against and f"against {against}"}
     return {**facets_of(spec.checkpoint), **of, "blocks": spec.blocks}
 

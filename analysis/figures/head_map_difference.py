@@ -89,7 +89,8 @@ def _cells(table: SpectraOf, measure: str, role: str) -> NDArray[np.float64] | N
 def _drawing(name: str, maps: Sequence[Map], results: Results) -> Drawing:
     """Maps on one scale in the first row, each minus the first in the second."""
     first, *others = maps[:MOST_COLUMNS]
-    words = name.replace("_", " ")
+    score, _, after = name.partition(" ")
+    words = score.replace("_", " ")
     shared = heat_limits(Heat(np.concatenate([each.cells.ravel() for each in maps[:MOST_COLUMNS]]).reshape(1, -1)))
     differences = [each.cells - first.cells for each in others]
     widest = heat_limits(Heat(np.concatenate([each.ravel() for each in differences]).reshape(1, -1), diverging=True))
@@ -108,7 +109,7 @@ def _drawing(name: str, maps: Sequence[Map], results: Results) -> Drawing:
     )
     return Drawing(
         f"head_map_difference_{name.replace(' ', '_')}",
-        f"{words}, model by model and their differences",
+        f"{words}, model by model and their differences" + (f", {after}" if after else ""),
         caption,
         (above, (None, *below)),
         legend=False,
