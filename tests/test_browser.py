@@ -315,15 +315,12 @@ def test_mlflow_compares_points_and_draws_their_scores(watched: Watched, server:
 
 def test_mlflow_draws_the_curves_of_a_study_over_the_fraction(watched: Watched, server: Server) -> None:
     assert len(server.curves) >= 2
-    metric = quote(json.dumps(made.ACCURACY))
-    runs, experiments, keys = (quote(json.dumps(each)) for each in (list(server.curves.values()), [server.experiment], [made.ACCURACY]))
-    asked = f"runs={runs}&metric={metric}&experiments={experiments}&plot_metric_keys={keys}"
-    watched.page.goto(f"{server.address}/#/metric?{asked}&x_axis=%22step%22")
+    asked = {"runs": list(server.curves.values()), "metric": made.ACCURACY, "experiments": [server.experiment]}
+    settings = {**asked, "plot_metric_keys": [made.ACCURACY], "plot_layout": {"autosize": True}}
+    words = "&".join(f"{name}={quote(json.dumps(value))}" for name, value in settings.items())
+    watched.page.goto(f"{server.address}/#/metric?{words}&x_axis=step&y_axis_scale=linear&line_smoothness=1&show_point=true")
     plot = watched.page.locator(".js-plotly-plot").first
-    plot.locator(".main-svg").first.wait_for()
     plot.locator(".scatterlayer .trace").nth(len(server.curves) - 1).wait_for(state="attached")
-    drawn = plot.evaluate("plot => plot.data.map(trace => ({name: trace.name, x: Array.from(trace.x)}))")
-    steps = [1000 * fraction for fraction in made.FRACTIONS]
-    lines = [trace["x"] for trace in drawn if any(name in str(trace["name"]) for name in server.curves)]
-    assert lines == [steps] * len(server.curves)
+    drawn = plot.evaluate("plot => plot.data.map(trace => [trace.name, Array.from(trace.x)])")
+    assert dict(drawn) == {name: [1000 * fraction for fraction in made.FRACTIONS] for name in server.curves}
     watched.shot("mlflow_curves")
