@@ -37,7 +37,7 @@ def test_points_that_share_weights_are_scored_once_and_all_points_are_done(resul
     assert len(list((results / "evaluations").glob("*/DONE"))) == 4  # both ends are shared
 
 
-def test_every_point_and_every_training_is_one_run_below_the_run_of_the_study(results: Path) -> None:
+def test_every_point_every_curve_and_every_training_is_one_run_below_the_run_of_the_study(results: Path) -> None:
     import mlflow
 
     asked = study.load(Store(results), "quickstart")
@@ -47,7 +47,9 @@ def test_every_point_and_every_training_is_one_run_below_the_run_of_the_study(re
     (parent,) = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
     children = {run.info.run_name: run for run in runs if run is not parent}
     trainings = [spec for spec in closure([point.spec for point in asked.points]) if isinstance(spec, TrainedCheckpoint)]
-    assert len(children) == len(runs) - 1 == 6 + len(trainings) == 9
+    curves = [run for run in children.values() if run.data.tags["kind"] == "curve"]
+    assert {run.info.run_name.split()[-1] for run in curves} == {"ascending", "descending"}
+    assert len(children) == len(runs) - 1 == 6 + len(curves) + len(trainings) == 11
     assert {run.data.tags["mlflow.parentRunId"] for run in children.values()} == {parent.info.run_id}
     assert {run.info.status for run in runs} == {"FINISHED"}
     for point in asked.points:

@@ -185,7 +185,7 @@ def test_a_point_of_no_curve_has_its_ranking_itself_and_is_found_by_what_the_stu
     study = study.model_copy(update={"points": (single,)})
     made.finish(store, study.model_copy(update={"points": (made.point(made.rankings()[0], 0.25),)}))
     record = record_of(store, study, single.name)
-    assert set(record.files) == {"results.json", "ranking.json"}
+    assert set(record.files) == {"results.json", "ranking.json", "scores.parquet"}
     assert (record.tags["criterion"], record.tags["fraction"], {item.step for item in record.metrics}) == ("delta_norm", "0.25", {0})
     assert "curve" not in record.tags
 
