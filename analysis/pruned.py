@@ -11,7 +11,7 @@ import numpy as np
 from analysis import captions, palette
 from analysis.drawing import Look, Values
 from analysis.errors import Errors
-from analysis.spectral import distinguished
+from analysis.spectral import distinguished, measure_text
 from cpt_lab.interventions.prune_layers import FirstLayers, PruneLayers
 from cpt_lab.specs import Checkpoint, Evaluation, Patched, Ranking, key
 from cpt_lab.store import read_json
@@ -122,7 +122,7 @@ def _strategy(change: PruneLayers, settings: Mapping[str, Any]) -> tuple[str, Ra
     if isinstance(select, FirstLayers):
         ranking = select.ranking
         kept = f", {select.protect} at either end kept" if select.protect else ""
-        return f"{(ranking.column or ranking.criterion).replace('_', ' ')}, {ranking.direction}{kept}", ranking, select.count
+        return f"{measure_text(ranking.column or ranking.criterion)}, {ranking.direction}{kept}", ranking, select.count
     words = {"last_n": LAST + kept, "random": RANDOM + kept}
     return (LISTED if settings.get("layers") else words.get(str(settings.get("by")), LISTED)), None, len(select.layers)
 

@@ -186,12 +186,12 @@ def layer_axis(found: Sequence[ModelShape]) -> Axis:
 
 def places(layers: Values, depth: int, axis: Axis) -> Values:
     """Where layers stand on a `layer_axis`."""
-    return 100 * layers / max(1, depth - 1) if axis.unit else layers
+    return np.asarray(100 * layers / max(1, depth - 1), dtype=np.float64) if axis.unit else layers
 
 
 def jitter(at: float, count: int, width: float) -> Values:
     """Places beside each other around one, evenly spread and always the same."""
-    return at + width * ((np.arange(count) * GOLDEN) % 1.0 - 0.5)
+    return np.asarray(at + width * ((np.arange(count) * GOLDEN) % 1.0 - 0.5), dtype=np.float64)
 
 
 def thinned(count: int, most: int) -> np.ndarray[Any, np.dtype[np.intp]]:

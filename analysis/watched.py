@@ -94,7 +94,7 @@ def groups(results: Results) -> list[Group]:
     alike: dict[str, list[Run]] = {}
     for run in found:
         alike.setdefault(key(_seedless(run.spec)), []).append(run)
-    labels = distinguished([{name: word for name, word in _facets(own[0].spec).items() if name != SEED} for own in alike.values()])
+    labels = _called([{name: word for name, word in _facets(own[0].spec).items() if name != SEED} for own in alike.values()])
     looks = palette.series(labels)
     return [Group(label, looks[label], tuple(own)) for label, own in zip(labels, alike.values(), strict=True)]
 
@@ -106,7 +106,7 @@ def runs(results: Results) -> list[Run]:
     if not found:
         raise ValueError(f"study {results.name!r} has no finished training run with spectra: it needs {NEEDS}")
     found.sort(key=lambda spec: (spec.shape.num_layers, spec.shape.parameters, isinstance(spec.start, SpectralWarmup), spec.recipe.seed))
-    labels = distinguished([_facets(spec) for spec in found])
+    labels = _called([_facets(spec) for spec in found])
     return [Run(label, spec, results.store.product(spec)) for label, spec in zip(labels, found, strict=True)]
 
 
@@ -186,6 +186,11 @@ def _steps(run: Run) -> Values:
 
 def _tokens(spec: TrainedCheckpoint) -> int:
     return spec.steps * spec.recipe.batch_tokens
+
+
+def _called(facets: Sequence[Mapping[str, str]]) -> list[str]:
+    """Labels by what differs; a run that only differs by starting from nothing is said to."""
+    return [label.replace("the only one", "random start") for label in distinguished(facets)]
 
 
 def _facets(spec: TrainedCheckpoint) -> Mapping[str, str]:

@@ -293,6 +293,16 @@ def test_seeds_that_were_measured_at_other_steps_share_those_of_both(tmp_path: P
     assert all(table.steps.tolist() == STEPS[::2].tolist() for table in group.read("stable_rank"))
 
 
+def test_further_training_of_two_seeds_is_one_kind_of_run_and_the_runs_it_starts_from_another(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    runs = {f"{kind} {seed}": run for seed in (0, 1) for kind, run in (("base", spec(4, seed)), ("tuned", spec(4, seed, spec(4, seed))))}
+    for run in runs.values():
+        left(store, run, planted(4, run.recipe.seed), losses(run.recipe.seed, warm=False))
+    tuned = {name: run for name, run in runs.items() if name.startswith("tuned")}
+    found = watched.groups(study(store, {**tuned}))  # the bases are no points, but what the points are made from
+    assert sorted((group.label, len(group.runs)) for group in found) == [("CPT", 2), ("random start", 2)]
+
+
 @pytest.mark.parametrize(
     ("name", "changes", "message"),
     [

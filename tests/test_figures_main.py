@@ -284,6 +284,11 @@ def test_a_model_trained_on_a_mixture_is_marked_beside_the_soups(tmp_path: Path)
     assert "No model trained on a mixture" in alone.caption
 
 
+def test_the_partner_of_a_soup_is_no_mixture_whether_its_own_point_is_an_end_or_not(tmp_path: Path) -> None:
+    drawing = drawn("interpolation", shown(tmp_path, made.soup(MATH, OTHER, 0.5), made.evaluation(OTHER), made.evaluation(MATH)))
+    assert not [label for label in dots(drawing.panels[0]) if label.startswith("trained on")]
+
+
 def test_soups_of_one_task_are_drawn_over_their_weight(tmp_path: Path) -> None:
     only = made.PROTOCOL.but(tasks=made.PROTOCOL.tasks[:1], means=())
     ends = [each.but(protocol=only) for each in (made.soup(MATH, OTHER, 0.0), made.soup(MATH, OTHER, 1.0))]
@@ -311,6 +316,13 @@ def test_a_transplanted_model_stands_above_its_own_place_with_a_paired_bar(tmp_p
     assert list(moved.y) == pytest.approx([100 * mean(specs[1]), 100 * mean(specs[3])])
     assert moved.y_bars is not None
     assert list(moved.y_bars) == pytest.approx([100 * made.paired_error(specs[place + 1], specs[place], made.SUMS) for place in (0, 2)])
+
+
+def test_the_trade_off_has_room_for_the_words_beside_its_last_dot(tmp_path: Path) -> None:
+    points = made.evaluation(made.pretrained()), made.evaluation(MATH), made.evaluation(OTHER)
+    panel = drawn("trade_off", shown(tmp_path, *points), y=made.PROSE).panels[0]
+    across = [100 * mean(spec) for spec in points]
+    assert panel.x.limits == (None, pytest.approx(max(across) + 0.2 * (max(across) - min(across))))
 
 
 def test_the_trade_off_has_hollow_dots_before_and_larger_ones_after_more_cpt(tmp_path: Path) -> None:

@@ -11,8 +11,8 @@ import pytest
 from analysis import figures
 from analysis.drawing import Bars, Dots, Drawing, Heat, Line, Panel, Spread
 from analysis.figures.spectra_bars import counts, edges
-from analysis.results import Results
-from analysis.spectral import distinguished, facets_of, jitter, pretrain_tokens, tables, thinned, tokens_text
+from analysis.results import Results, SpectraOf
+from analysis.spectral import distinguished, facets_of, jitter, named, pretrain_tokens, tables, thinned, tokens_text
 from cpt_lab.specs import HubCheckpoint, Spectra
 from cpt_lab.spectra import PRESETS
 from cpt_lab.spectra.choice import chosen
@@ -119,6 +119,43 @@ def test_sparklines_show_weights_and_deltas_of_every_role(scene: Any) -> None:
     assert [row[0].title for row in found.rows if row[0]] == [f"W {role}: stable rank" for role in ("Q", "O", "gate", "down")]
     labels = {mark.label for mark in found.panels[0].marks if not mark.label.endswith("median")}
     assert labels == {"base, weights", "tuned, weights", "shallow, weights", "tuned, delta, against base"}
+
+
+def test_sparklines_of_more_tables_than_colours_are_one_figure_of_weights_and_one_of_deltas(tmp_path: Path) -> None:
+    base, *tuned = (saved(SHAPE, tmp_path / f"m{seed}", seed=seed) for seed in range(6))
+    measured: dict[str, Any] = {"blocks": "heads", "roles": ("q",), "measures": ("stable_rank",)}
+    specs = {f"weights {place}": Spectra(checkpoint=one, **measured) for place, one in enumerate(tuned)}
+    deltas = {f"delta {place}": Spectra(checkpoint=one, against=base, **measured) for place, one in enumerate(tuned)}
+    found = drawn("sparklines", finished(tmp_path, specs | deltas), measures=["stable_rank"])
+    assert [one.name for one in found] == ["sparklines_weights", "sparklines_deltas"]
+    assert [len({mark.label for mark in one.panels[0].marks if not mark.label.endswith("median")}) for one in found] == [5, 5]
+
+
+def test_a_table_of_heads_that_a_ranking_read_stands_only_where_there_is_none_of_all_matrices(tmp_path: Path) -> None:
+    base, one, other = (saved(SHAPE, tmp_path / name, seed=seed) for seed, name in enumerate(("base", "one", "other")))
+    heads = Spectra(checkpoint=one, against=base, blocks="heads", roles=("q",), measures=("frobenius_norm",))
+    specs = {"heads": heads, "all": heads.but(blocks="all"), "alone": heads.but(checkpoint=other)}
+    found = tables(finished(tmp_path, specs), kind="deltas", needs="")
+    assert [(table.spec.checkpoint, table.spec.blocks) for table in found] == [(one, "all"), (other, "heads")]
+
+
+def test_a_delta_of_its_own_base_does_not_name_it_and_another_does() -> None:
+    own = Spectra(checkpoint=TUNED, against=TUNED.start, measures=("frobenius_norm",))
+    (alone,) = named([SpectraOf(own, Path())])
+    assert "its base" not in alone.label
+    elsewhere = SpectraOf(own.but(against=HubCheckpoint(id="a/OLMo", revision="tokens20B", shape=TUNED.shape)), Path())
+    assert [table.label for table in named([SpectraOf(own, Path()), elsewhere])] == ["against its base", "against OLMo 20B tokens"]
+
+
+def test_maps_of_heads_are_compared_within_each_base(tmp_path: Path) -> None:
+    folders = {name: saved(SHAPE, tmp_path / name, seed=seed) for seed, name in enumerate(("b1", "b2", "t1", "t2", "t3", "t4"))}
+    pairs = (("t1", "b1"), ("t2", "b1"), ("t3", "b2"), ("t4", "b2"))
+    measured: dict[str, Any] = {"blocks": "heads", "roles": ("q",), "measures": ("agreement_residual_max",)}
+    specs = {one: Spectra(checkpoint=folders[one], against=folders[base], **measured) for one, base in pairs}
+    first, second = drawn("head_map_difference", finished(tmp_path, specs))
+    assert [panel.title for panel in first.panels] == ["t1", "t2", "t2 - t1"]
+    assert [panel.title for panel in second.panels] == ["t3", "t4", "t4 - t3"]
+    assert first.name != second.name
 
 
 # ------------------------------------------------------------------------------------------------------- boxes and bars

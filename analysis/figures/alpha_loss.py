@@ -40,8 +40,8 @@ def build(results: Results, settings: Mapping[str, Any]) -> Drawing:
     panel = Panel(tuple(lines), "", Axis(f"{measure_text(alpha)}, mean of the layers"), Axis("training loss", "nats"))
     caption = (
         f"{watched.roles_text(roles)}; from the second measurement to the last (the marker); the loss is the mean over the batches "
-        f"up to it since the one before. Spearman's correlation along the run: {'; '.join(said)}: both change with time, so that a high one is no "
-        f"cause. {watched.sources(found, bands=False)}"
+        f"up to it since the one before. Spearman's correlation along the run: {'; '.join(said)}: both change with time, so that a high "
+        f"one is no cause. {watched.sources(found, bands=False)}"
     )
     return Drawing("alpha_loss", "Does the exponent follow the loss?", caption, ((panel,),), panel_size=(5.6, 3.6))
 

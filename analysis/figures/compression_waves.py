@@ -64,9 +64,7 @@ def _arrivals(run: Run, waves: Mapping[str, Wave], roles: Sequence[str]) -> Pane
         marks.append(Dots(role_text(role), layers, wave.arrivals, look, group=role))
         line = wave.first + wave.steps_per_layer * layers
         marks.append(Line(role_text(role), layers, line, replace(look, marker=""), in_legend=False, group=role))
-    return Panel(
-        tuple(marks), f"{run.label}: arrival of the front", layer_axis([run.spec.shape]), Axis("step of half of a layer's compression")
-    )
+    return Panel(tuple(marks), f"{run.label}: arrival of the front", layer_axis([run.spec.shape]), Axis("arrival", "step"))
 
 
 def _caption(found: Sequence[Group], waves: Sequence[Mapping[str, Wave]], roles: Sequence[str]) -> str:

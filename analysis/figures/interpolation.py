@@ -144,12 +144,13 @@ def _error(errors: Errors, key: str, weight: float, ends: tuple[str, str]) -> fl
 
 
 def _mixtures(results: Results, paths: list[Path], names: Sequence[str]) -> pd.DataFrame:
-    """The unedited tuned models that are no end of any pair."""
+    """The unedited tuned models that are no end of any pair, nor trained as one of them is."""
     table = _plain(runs.finished(results, *names))
     ends = {path.keys[place] for path in paths for place in (path.end(0.0), path.end(1.0)) if place is not None}
     tuned = {name for path in paths for name in path.run.points["tuned"]}
+    partners = {name for path in paths for name in path.run.points["partner"].dropna()}
     others = (table["intervention"] == "none") & (table["role"] == "tuned") & ~table["tuned"].isin(tuned) & ~table["key"].isin(ends)
-    return table[others].drop_duplicates("key")
+    return table[others & ~table["mixture"].isin(partners)].drop_duplicates("key")
 
 
 def _marker(results: Results, row: pd.Series[float], x: str, y: str, *, written: bool) -> Dots:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from analysis import captions, metrics, palette, runs
@@ -15,6 +16,7 @@ from analysis.results import STDERR, Results
 SHOWS = "two metrics of pre-trained and tuned models against each other: what CPT gains and costs, by budgets and mixes"
 PAPERS = ("P figure 1",)
 NEEDS = "unedited points (intervention=none) scored on two tasks: mixtures swept with protocol=paper"
+ROOM = 0.2  # of the span, for the words beside the last dot
 SMALLEST, LARGEST = 5.0, 11.0  # of a dot: the smallest and the largest CPT budget
 
 
@@ -39,7 +41,9 @@ def build(results: Results, settings: Mapping[str, Any]) -> Drawing:
         captions.checkpoints(results),
         captions.missing(table),
     )
-    panel = Panel(tuple(marks), x=metrics.axis(table, x), y=metrics.axis(table, y))
+    across = metrics.scale(table, x) * found[x].to_numpy(float)
+    room = replace(metrics.axis(table, x), limits=(None, float(across.max() + ROOM * np.ptp(across)) if np.ptp(across) else None))
+    panel = Panel(tuple(marks), x=room, y=metrics.axis(table, y))
     return Drawing("trade_off", captions.title(results, "what CPT gains and costs"), caption, ((panel,),), panel_size=(5.7, 4.4))
 
 
