@@ -95,7 +95,7 @@ def test_a_worker_process_of_a_crew_has_the_gpus_of_its_launch(tmp_path: Path, m
             seen.append(env[gpus.VISIBLE])
 
     sharing = {index: gpus.of_worker(index, 2) for index in range(2)}
-    monkeypatch.setattr(gpus, "of_worker", lambda index, each, workers: sharing[index] if each == 2 else {})
+    monkeypatch.setattr(gpus, "of_worker", lambda index, each, **_: sharing[index] if each == 2 else {})
     monkeypatch.setattr(local.subprocess, "Popen", Worker)
     local.Crew(told, 2)
     assert seen == ["0,1", "2,3"]
