@@ -322,7 +322,7 @@ def _gpus(todo: plan.Plan, chosen: Settings, where: str) -> int:
 def _finish(store: Store, asked: Study) -> int:
     """Figures, summary, MLflow; then how it went."""
     files = [*report.draw(store, asked), *reporting.at_end(store, asked)]
-    command = local.synchronise(store, asked, files)
+    command = local.synchronise(store, asked, report.figure_files(store, asked.name))
     return SOME_FAILED if report.show_end(store, asked, files, command) else 0
 
 

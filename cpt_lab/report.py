@@ -161,9 +161,10 @@ def draw(store: Store, asked: Study) -> list[Path]:
 
 
 def figure_files(store: Store, name: str) -> list[Path]:
-    """The figures of a study that were drawn, and the report."""
+    """What MLflow shows of a study's figures: the drawn ones but for their pages, which need a script beside them, and the report."""
     folder = study.folder(store, name)
-    return sorted([*(folder / "figures").glob("*"), *folder.glob("report.html")])
+    drawn = [path for path in (folder / "figures").glob("*") if path.suffix not in (".html", ".js")]
+    return sorted([*drawn, *folder.glob("report.html")])
 
 
 def show_end(store: Store, asked: Study, files: Sequence[Path], ui: str) -> int:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
-import pytest
 
-from analysis import interactive
+from analysis import interactive, output
 from analysis.drawing import Drawing, Panel
 from render_cases import CELLS, DOTS, EVERYTHING, HEAT, LINES, SPREADS
 
@@ -63,10 +63,24 @@ def test_a_fragment_has_the_plot_and_the_caption_without_the_library() -> None:
     assert 'id="plot-everything"' in text
 
 
-@pytest.mark.slow
-def test_a_page_is_complete_and_loads_nothing() -> None:
+def test_a_page_loads_nothing_but_the_library_beside_it() -> None:
     text = interactive.page(EVERYTHING)
     assert text == interactive.page(EVERYTHING)
-    assert not re.search(r"<(script|link|img)[^>]+(src|href)\s*=", text)
+    assert re.findall(r"<(?:script|link|img)[^>]+(?:src|href)\s*=\s*\"([^\"]*)", text) == [interactive.LIBRARY]
+    assert len(text) < 100_000
     assert "<title>Every mark &lt;once&gt;</title>" in text
     assert '<html lang="en">' in text
+
+
+def test_the_pages_of_a_folder_share_one_library(tmp_path: Path) -> None:
+    twin = replace(EVERYTHING, name="twin")
+    written = output.write([EVERYTHING, twin], tmp_path)
+    libraries = sorted(tmp_path.glob("*.js"))
+    assert [path.name for path in libraries] == [interactive.LIBRARY]
+    assert libraries[0] not in written
+    made = libraries[0].stat().st_mtime_ns
+    output.write([twin], tmp_path)
+    assert libraries[0].stat().st_mtime_ns == made
+    libraries[0].write_text("of another version")
+    output.write([twin], tmp_path)
+    assert "plotly" in libraries[0].read_text()[:500]
