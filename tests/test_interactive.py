@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from analysis import interactive, output
 from analysis.drawing import Drawing, Panel
