@@ -44,7 +44,7 @@ def across(sides: Sequence[Side], words: Sequence[str] = ()) -> Sheet:
     return Sheet(
         name="compare_" + "_".join(side.label for side in sides).replace("/", "_"),
         title=" and ".join(side.label for side in sides),
-        caption=_caption(sides, names, pairs),
+        caption=_caption(sides, names),
         columns=("point", "metric", *columns),
         rows=tuple(rows),
     )
@@ -100,11 +100,15 @@ def _digits(factor: float) -> int:
     return 2 if factor == 100 else 4
 
 
-def _caption(sides: Sequence[Side], names: list[list[str]], pairs: Sequence[tuple[str, list[str]]]) -> str:
+def _caption(sides: Sequence[Side], names: list[list[str]]) -> str:
     """What is paired, what was left out, and protocols that differ."""
     alone = [f"{len(set(each) - set(names[0]) | set(names[0]) - set(each))}" for each in names[1:]]
-    left = f" {', '.join(alone)} points stand on one side only." if len(pairs) > 1 and any(count != "0" for count in alone) else ""
+    by_name = all(set(each) & set(names[0]) for each in names[1:])
+    left = f" {', '.join(alone)} points stand on one side only." if by_name and any(count != "0" for count in alone) else ""
     protocols = [set(side.results.points["protocol_key"].dropna()) for side in sides]
     differ = any(each != protocols[0] for each in protocols[1:])
     warned = " The protocols differ: points of different ones are not paired." if differ else ""
-    return f"± is the standard error over documents; differences are paired over them, p after Holm within a metric.{left}{warned}"
+    return (
+        "± is the standard error over documents; differences are paired over them, each counting the same, p after Holm within a metric."
+        f"{left}{warned}"
+    )

@@ -75,9 +75,10 @@ def curves(table: pd.DataFrame, metric: str) -> list[Curve]:
 
 
 def also_varies(rewound: pd.DataFrame, varies: Sequence[str]) -> list[str]:
-    """What else a sweep varies among its rewound points; other points of the same study may vary in more."""
+    """What else a sweep varies among its rewound points, of several studies the study; other points of them may vary in more."""
     own = ("criterion", "direction", "fraction")
-    return [name for name in varies if name not in own and not name.endswith("seed") and rewound[name].nunique(dropna=False) > 1]
+    asked = [name for name in ("study", *varies) if name in rewound and name not in own and not name.endswith("seed")]
+    return [name for name in asked if rewound[name].nunique(dropna=False) > 1]
 
 
 def references(table: pd.DataFrame, metric: str) -> dict[str, float]:

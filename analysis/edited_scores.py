@@ -73,7 +73,7 @@ def _one_protocol(results: Results, edits: Sequence[type[Intervention]], needs: 
 
 
 def _first_metrics(results: Results, found: Sequence[Group[Evaluation]]) -> list[str]:
-    """The first metric of every task, in the order of the protocol; of a perplexity the bits per byte, which are a mean over documents."""
+    """The first metric of every task, in the order of the protocol; of a perplexity bits per byte, which can be paired."""
     told = scores(results.store, found[0].edited[0][1].spec)["metrics"]
     tasks = dict.fromkeys(name.split("/")[0] for name in told)
     of_task = {task: [name for name in told if name.split("/")[0] == task] for task in tasks}

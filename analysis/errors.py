@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 Documents = tuple[NDArray[Any], NDArray[np.float64]]  # names, outcomes
-PAIRED = "paired standard error over documents against the unedited model"
+PAIRED = "paired standard error over documents, each counting the same, against the unedited model"
 OVER_DOCUMENTS = "standard error over documents"
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -37,7 +37,8 @@ class Order:
 
     @property
     def label(self) -> str:
-        words = self.criterion.replace("_", " ") + ("" if self.criterion == "random" else f" {self.direction}")
+        direction = {"ascending": "", "descending": " reversed"}[self.direction] if self.criterion == "random" else f" {self.direction}"
+        words = self.criterion.replace("_", " ") + direction
         many = f" (mean of {len(self.keys)})" if len(self.keys) > 1 else ""
         return words + (f", {self.also}" if self.also else "") + many
 
@@ -59,8 +60,20 @@ def orders(results: Results, metric: str) -> list[Order]:
 def difference(ours: Order, theirs: Order) -> Test:
     """The area under ours minus that under theirs, paired over documents."""
     shared = ours.areas.index.intersection(theirs.areas.index)
+    if shared.empty:
+        raise ValueError(f"the orders {ours.label} and {theirs.label} share no document: there is nothing to pair")
     differences = np.asarray(ours.areas.loc[shared] - theirs.areas.loc[shared], float)
     return Test(mean(differences), standard_error(differences), len(differences), one_sample(differences))
+
+
+def carried(changes: Mapping[float, Test | None], *, sign: int, errors: float) -> float | None:
+    """The largest share before the first one that loses more than so many standard errors; None if the first one does."""
+    largest = None
+    for share, change in sorted(changes.items()):
+        if change is None or sign * change.mean < -errors * (change.stderr or 0.0):
+            break
+        largest = share
+    return largest
 
 
 def directions(found: Sequence[Order]) -> dict[str, Test]:

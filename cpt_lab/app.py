@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -90,7 +91,7 @@ def run(arguments: list[str] | None = None) -> None:
         print(HELP, end="")
         sys.exit(0 if given else BAD_INPUT)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let Hydra's errors come here, to be said in our words
-    os.environ.setdefault("CPT_LAB_COMMAND", f"python -m cpt_lab {' '.join(given)}")
+    os.environ.setdefault("CPT_LAB_COMMAND", shlex.join(["python", "-m", "cpt_lab", *given]))
     try:
         code = _dispatch(given)
     except (HydraException, OmegaConfBaseException, ValueError, KeyError) as error:

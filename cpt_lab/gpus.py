@@ -6,17 +6,20 @@ import math
 import os
 import shutil
 import subprocess
+from itertools import takewhile
 
 RESERVE = 1.25  # memory of a worker that evaluates / bytes of its weights: caches and activations
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 GIB = 2**30
+NOT_ONE = ("-1", "NoDevFiles")  # people and SLURM hide all GPUs by these names; CUDA looks no further than at the first of them
 
 
 def names() -> list[str]:
     """As CUDA knows them: those that this process may use, else all by number."""
     given = os.environ.get(VISIBLE)
     if given is not None:
-        return [name.strip() for name in given.split(",") if name.strip()]
+        named = (name.strip() for name in given.split(",") if name.strip())
+        return list(takewhile(lambda name: name not in NOT_ONE, named))
     return [str(number) for number in range(len(_memories()))]
 
 

@@ -135,10 +135,10 @@ def work(spec: Spec) -> Work:
 
 
 def written(spec: Spec) -> int:
-    """Bytes of the product, as far as they matter for a disk: of weights. A training run keeps a state to go on from beside its result."""
+    """Bytes of the weights that a step writes; token files are not counted. A training run keeps states to go on from beside them."""
     match spec:
         case specs.TrainedCheckpoint():
-            states = 3 * 4  # weights and two moments in float32: what a run resumes from, until it is done
+            states = 2 * 3 * 4  # weights and two moments in float32: what a run resumes from; a new one is whole before the oldest goes
             return spec.shape.parameters * (TRAINED_BYTES_PER_WEIGHT + states)
         case specs.Intermediate():
             return spec.shape.parameters * TRAINED_BYTES_PER_WEIGHT  # kept by its run

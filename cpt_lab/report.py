@@ -128,7 +128,7 @@ def duration(seconds: float) -> str:
 
 
 def job_lines(store: Store, name: str) -> list[str]:
-    """SLURM's own view of the study's launches that it has not forgotten, the newest always."""
+    """SLURM's own view of the newest launch of the study that was submitted."""
     submitted = [launch for launch in launches.of_study(store, name) if (launch.folder / "jobs.json").exists()]
     if not submitted:
         return []

@@ -55,18 +55,20 @@ def read(store: Store, name: str) -> Roster:
     manifest = study.folder(store, name) / "study.json"
     if not manifest.exists():
         raise KeyError(study.no_such(store, name))
-    kept = read_json(manifest.with_name("roster.json"))
-    if kept.get("stamp") != _stamp(manifest):
-        return write(store, study.load(store, name))
+    stamp, kept = _stamp(manifest), read_json(manifest.with_name("roster.json"))
+    if kept.get("stamp") != stamp:
+        return write(store, study.load(store, name), stamp)
     roster = _parsed(kept)
     news = [ranking for ranking in roster.chains if (store.root / ranking / "DONE").exists()]
-    return _refreshed(store, roster, set(news), manifest) if news else roster
+    return _refreshed(store, roster, set(news), manifest, stamp) if news else roster
 
 
-def write(store: Store, asked: Study) -> Roster:
+def write(store: Store, asked: Study, stamp: list[int] | None = None) -> Roster:
     """The roster of a study whose manifest is written, kept beside it if the results can be written."""
+    manifest = study.folder(store, asked.name) / "study.json"
+    stamp = stamp or _stamp(manifest)  # before the roster is made: another launch may write another manifest meanwhile
     roster = of(store, asked)
-    _keep(roster, study.folder(store, asked.name) / "study.json")
+    _keep(roster, manifest, stamp)
     return roster
 
 
@@ -111,7 +113,7 @@ def _blocked(chain: Iterable[str], status: Callable[[str], Status]) -> Status | 
     return None
 
 
-def _refreshed(store: Store, roster: Roster, news: set[str], manifest: Path) -> Roster:
+def _refreshed(store: Store, roster: Roster, news: set[str], manifest: Path, stamp: list[int]) -> Roster:
     """The roster after some rankings were finished: only the points that waited for them are read again."""
     raw = json.loads(manifest.read_text())["points"]
     known: dict[str, Spec] = {}
@@ -123,7 +125,7 @@ def _refreshed(store: Store, roster: Roster, news: set[str], manifest: Path) -> 
     still = {name for entry in entries for name in entry.waits}
     chains = {name: chain for name, chain in roster.chains.items() if name in still}
     fresh = replace(roster, entries=tuple(entries), chains=chains)
-    _keep(fresh, manifest)
+    _keep(fresh, manifest, stamp)
     return fresh
 
 
@@ -141,9 +143,9 @@ def _stamp(manifest: Path) -> list[int]:
     return [SCHEMA, FORMAT, found.st_mtime_ns, found.st_size]
 
 
-def _keep(roster: Roster, manifest: Path) -> None:
+def _keep(roster: Roster, manifest: Path, stamp: list[int]) -> None:
     with suppress(OSError):  # a store that cannot be written can be looked at
-        content = {"stamp": _stamp(manifest), **vars(roster), "tracking": roster.tracking.model_dump()}
+        content = {"stamp": stamp, **vars(roster), "tracking": roster.tracking.model_dump()}
         write_atomically(manifest.with_name("roster.json"), json.dumps(content))
 
 

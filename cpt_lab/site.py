@@ -40,7 +40,7 @@ class Resources(BaseModel):
 
 
 class Site(BaseModel):
-    """Where and with what a task of a launch runs on SLURM: one task is one process on one node."""
+    """Where and with what a task of a launch runs on SLURM: one task is one process on one node, or a training over several."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     name: str

@@ -21,7 +21,7 @@ class Point(BaseModel):
     """One fully resolved configuration of a study."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    name: str  # unique in its study, for people: "scaled_norm_diff ascending 0.125"
+    name: str  # unique in its study, for people: "fraction=0.125 scaled_norm_diff ascending"
     varies: dict[str, Value]  # what the sweep changed, by short column name
     config: dict[str, Any]  # the whole composed configuration
     spec: AnySpec

@@ -118,7 +118,7 @@ def reconcile(store: Store, name: str, settings: Tracking) -> Reconciled:
     with view.writing() as client:
         runs = Runs(store, studies.load(store, name), look(store, name))
         wanted = runs.everything()
-        view.find(client)
+        view.find_all(client)
         closed = len(view.zombies(wanted))
         wrong = view.differing(wanted)
         view.ensure(client, wanted[0])
@@ -209,16 +209,25 @@ class _View:
         few = only if only is not None and len(only) <= FEW and not any("'" in name for name in only) else None
         self._found |= mlflow_side.find_runs(client, self._experiment, self._tags, few)
 
+    def find_all(self, client: Any) -> None:
+        """Look up all runs of the study."""
+        self.find(client)
+        self._forget_what_is_lost()
+
     def find_stale(self, client: Any, runs: Runs) -> list[str]:
         """The points and training runs that are not in MLflow as they are, after looking up what is there of them."""
         self.find(client, [PARENT])
-        if PARENT not in self._found:
-            self._known = {}  # MLflow has lost the study: what was written last says nothing
+        self._forget_what_is_lost()
         stale = [identity for identity, stamp in runs.look.stamps.items() if not self.knows(identity, stamp)]
         gone = [name for name in self._known if name.startswith(RUNS) and name not in runs.wanted]
         curves = [name for name, points in runs.curves.items() if not set(stale).isdisjoint(points)]
         self.find(client, [*stale, *curves, *gone] if self._known else None)
         return stale
+
+    def _forget_what_is_lost(self) -> None:
+        """Where MLflow has lost the study, what was written last says nothing."""
+        if PARENT not in self._found:
+            self._known = {}
 
     def ensure(self, client: Any, record: Record) -> Any:
         """The record's run, created if there is none; the study's own run must be there before the others."""

@@ -76,7 +76,7 @@ def main(arguments: list[str] | None = None) -> int:
     except Exception as error:  # the worker's edge: whoever started it reads the log
         traceback.print_exc()
         code = _no_room(error) if failures.is_not_writable(error) else CRASHED
-    if told is not None and told.where == "slurm" and code != NO_ROOM:
+    if told is not None and told.where == "slurm" and code not in (NO_ROOM, PREEMPTED):  # who is preempted has no time, and comes back
         _mirror(told)
     if code == PREEMPTED:
         _requeue()  # last, for it ends this process

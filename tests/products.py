@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-TIMES = ("seconds", "tokens_per_second", "system/")
+TIMES = ("time", "seconds", "tokens_per_second", "mfu", "system/")
 
 
 def contents(results: Path) -> dict[str, str]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +15,7 @@ import pytest
 import torch
 
 from command_line import Answer, here, there
+from cpt_lab import app
 from cpt_lab.architecture import ATTENTION_ROLES, matrix
 from cpt_lab.store import Store
 from cpt_lab.study import load, resolved
@@ -69,6 +72,12 @@ def test_no_word_at_all_prints_the_help_and_is_no_success() -> None:
     answer = here()
     assert answer.code == 2
     assert answer.out.startswith("python -m cpt_lab [VERB]")
+
+
+def test_the_command_that_is_kept_can_be_typed_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(app, "_dispatch", lambda _: print(os.environ["CPT_LAB_COMMAND"]) or 0)
+    answer = here("+experiment=quickstart", "question=Isn't it?", "fractions=[0,1]")
+    assert shlex.split(answer.out) == ["python", "-m", "cpt_lab", "+experiment=quickstart", "question=Isn't it?", "fractions=[0,1]"]
 
 
 def test_the_composed_configuration_can_be_printed() -> None:

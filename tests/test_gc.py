@@ -96,6 +96,19 @@ def test_leavings_of_dead_builds_and_scratch_of_finished_ones_go(finished: tuple
     assert sorted(path.name for path in folder.glob(".*")) == [".product-fresh"]
 
 
+def test_what_a_gc_that_was_ended_had_put_aside_goes_with_a_later_one(
+    finished: tuple[Store, Study], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, _ = finished
+    aside = store.root / ".gc-12345678"
+    (aside / "product").mkdir(parents=True)
+    assert found(store) == {}  # it may be at work
+    monkeypatch.setattr(gc, "SETTLED_SECONDS", -1.0)
+    assert found(store)[aside] == "leavings"
+    gc.remove(store, aside)
+    assert not list(store.root.glob(".gc-*"))
+
+
 def test_old_launches_and_the_code_that_nobody_runs_go(tmp_path: Path) -> None:
     first = toys.told(tmp_path, [MATH])
     second = toys.told(tmp_path, [INST])

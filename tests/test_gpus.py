@@ -45,7 +45,9 @@ def test_each_worker_sees_its_own_gpus_only() -> None:
 
 
 @pytest.mark.usefixtures("four")
-@pytest.mark.parametrize(("given_to_us", "names"), [("2,3", ["2", "3"]), ("GPU-0f7e,MIG-1a", ["GPU-0f7e", "MIG-1a"]), ("", [])])
+@pytest.mark.parametrize(
+    ("given_to_us", "names"), [("2,3", ["2", "3"]), ("GPU-0f7e,MIG-1a", ["GPU-0f7e", "MIG-1a"]), ("", []), ("-1", []), ("NoDevFiles", [])]
+)
 def test_what_this_process_may_not_use_is_given_to_no_worker(monkeypatch: pytest.MonkeyPatch, given_to_us: str, names: list[str]) -> None:
     monkeypatch.setenv(gpus.VISIBLE, given_to_us)
     assert gpus.names() == names

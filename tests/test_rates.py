@@ -90,7 +90,7 @@ def test_what_reads_no_weights_takes_no_time_until_its_like_was_measured() -> No
 
 
 def test_a_training_run_writes_its_state_beside_its_weights_and_a_patched_checkpoint_is_written_as_released() -> None:
-    assert rates.written(TUNED) == SHAPE.parameters * (4 + 12)  # float32 and two moments more
+    assert rates.written(TUNED) == SHAPE.parameters * (4 + 2 * 12)  # float32, and two states with two moments more
     assert rates.written(PATCHED) == 2 * SHAPE.parameters
     assert rates.written(EVALUATION) == 0
 

@@ -82,6 +82,17 @@ def test_a_study_that_was_asked_anew_has_a_new_roster(waiting: tuple[Store, Stud
     agrees(store, fewer)
 
 
+def test_a_manifest_written_while_a_roster_is_made_has_one_of_its_own(
+    waiting: tuple[Store, Study], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, asked = waiting
+    fewer, plain = asked.model_copy(update={"points": asked.points[:2]}), roster.of
+    with monkeypatch.context() as meanwhile:
+        meanwhile.setattr(roster, "of", lambda *given: (plain(*given), study.save(store, fewer))[0])
+        roster.write(store, asked)
+    agrees(store, fewer)
+
+
 def test_a_roster_cut_short_is_made_anew(waiting: tuple[Store, Study]) -> None:
     store, asked = waiting
     roster.read(store, asked.name)
@@ -151,7 +162,7 @@ def large(root: Path, count: int) -> Store:
     manifest.parent.mkdir(parents=True)
     manifest.write_text("{not read}")
     named = Roster(study="large", entries=entries, needs=(), probes=(), chains={}, trainings=(), tracking=Tracking())
-    roster._keep(named, manifest)
+    roster._keep(named, manifest, roster._stamp(manifest))
     return store
 
 

@@ -385,3 +385,15 @@ def test_a_run_that_somebody_deleted_is_written_again(made_up: tuple[Store, Stud
     assert reconcile(store, study.name, settings).mended == 1
     rows = query(settings, "select count(*) from runs where experiment_id != 0 and lifecycle_stage = 'active'")
     assert rows == [(ALL,)]
+
+
+def test_the_studys_own_run_that_somebody_deleted_gets_its_plan_again(made_up: tuple[Store, Study, Tracking]) -> None:
+    store, study, settings = made_up
+    sync(store, study.name, settings)
+    with tracking_client.connected(settings) as client:
+        experiment = client.get_experiment_by_name(settings.experiment).experiment_id
+        found = tracking_client.find_runs(client, experiment, {"cpt.study": study.name})
+        client.delete_run(found["study"].info.run_id)
+        assert reconcile(store, study.name, settings).mended == 1
+        (anew,) = tracking_client.find_runs(client, experiment, {"cpt.study": study.name}, ["study"]).values()
+        assert [file.path for file in client.list_artifacts(anew.info.run_id)] == ["plan.csv"]

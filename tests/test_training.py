@@ -141,6 +141,19 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(number: signal.Signals, bas
     assert [line["step"] for line in metrics(work.product)] == list(range(1, STEPS + 1))
 
 
+def test_runs_that_are_interrupted_again_and_again_keep_no_more_states(tmp_path: Path, made: Made) -> None:
+    before, work = signal.signal(signal.SIGUSR2, lambda *_: None), workspace(tmp_path)
+    (work.scratch / "states" / "step3-tmp").mkdir(parents=True)  # as a kill leaves it in the middle of saving
+    work.listener = lambda done: signal.raise_signal(signal.SIGUSR2) if done in (3 * RECIPE.batch_tokens, 8 * RECIPE.batch_tokens) else None
+    try:
+        for _ in range(2):
+            with pytest.raises(InterruptedError):
+                made.train(work)
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+    assert [path.name for path in (work.scratch / "states").iterdir()] == ["step10"]
+
+
 @pytest.mark.slow
 def test_a_run_that_dies_without_a_word_goes_on_from_its_last_state(base: Path, tmp_path: Path, made: Made) -> None:
     def die(done: float) -> None:

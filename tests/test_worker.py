@@ -10,11 +10,13 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
 import toys
-from cpt_lab import launches, slurm, study
+from cpt_lab import launches, slurm, study, worker
+from cpt_lab.build import Stopped
 from cpt_lab.execution import Execution
 from cpt_lab.launch import Launch, environment
 from cpt_lab.specs import Evaluation, Patched, Spec, key
@@ -252,6 +254,20 @@ def test_a_preempted_job_is_put_back_into_the_queue_and_a_cancelled_one_is_not(
     assert (tmp_path / "asked").read_text().splitlines() == asked
     status = launch.store().status(MATH)
     assert (status.job, status.state) == ("77", State.PREEMPTED if code == PREEMPTED else State.CANCELLED)
+
+
+@pytest.mark.parametrize(("state", "asked"), [(State.PREEMPTED, ["requeue"]), (State.CANCELLED, ["mirror"])])
+def test_a_preempted_task_does_not_wait_for_mlflow_before_it_is_put_back(
+    root: Path, monkeypatch: pytest.MonkeyPatch, state: State, asked: list[str]
+) -> None:
+    launch, done = toys.prepared(Store(root), toys.planned(Store(root), [MATH]), where="slurm"), list[str]()
+    monkeypatch.setattr(worker.Keeper, "keep", lambda *_, **__: None)
+    monkeypatch.setattr(worker.Signals, "listen", lambda _: None)
+    monkeypatch.setattr(worker.Worker, "run", Mock(side_effect=Stopped(state)))
+    monkeypatch.setattr(worker, "_mirror", lambda _: done.append("mirror"))
+    monkeypatch.setattr(worker, "_requeue", lambda: done.append("requeue"))
+    worker.main([str(launch.folder)])
+    assert done == asked
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, STOPPED), (signal.SIGINT, STOPPED), (signal.SIGUSR2, PREEMPTED)])

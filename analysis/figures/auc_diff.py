@@ -78,7 +78,7 @@ def _difference(sides: Mapping[str, Curve], test: Test | None, factor: float) ->
     value = factor * abs(areas["descending"] - areas["ascending"])
     if test is None or test.stderr is None:
         return Cell(value)
-    return Cell(value, factor * test.stderr, note=f"p = {test.p:.2g}, {test.n} documents")
+    return Cell(value, factor * test.stderr, note=f"p = {test.p:.2g}, not corrected, {test.n} documents")
 
 
 def _first(columns: list[dict[str, tuple[Cell, Cell, Cell]]], name: str) -> float:

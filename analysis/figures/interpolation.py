@@ -139,8 +139,7 @@ def _from_chord(results: Results, paths: list[Path], metric: str) -> Panel | Non
 def _error(errors: Errors, key: str, weight: float, ends: tuple[str, str]) -> float:
     if weight in (0.0, 1.0):
         return 0.0
-    found = errors.combined((key, *ends), (1.0, -(1 - weight), -weight))
-    return found if np.isfinite(found) else 0.0
+    return errors.combined((key, *ends), (1.0, -(1 - weight), -weight))
 
 
 def _mixtures(results: Results, paths: list[Path], names: Sequence[str]) -> pd.DataFrame:

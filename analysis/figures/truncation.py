@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from analysis import captions, metrics, runs
@@ -65,7 +64,7 @@ def points(results: Results, metric: str) -> pd.DataFrame:
 def _line(run: Run, metric: str, errors: Errors, factor: float) -> Line:
     rows = run.points
     values, band = rows[metric].to_numpy(float), errors.of(rows)
-    return Line(run.label, rows["percent"].to_numpy(float), factor * values, run.look, band=factor * np.nan_to_num(band))
+    return Line(run.label, rows["percent"].to_numpy(float), factor * values, run.look, band=factor * band)
 
 
 def _whole(run: Run, metric: str) -> float:

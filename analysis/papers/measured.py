@@ -178,7 +178,7 @@ def correlations(results: Results) -> Iterator[Measured]:
 
 def prunings(results: Results) -> Iterator[Measured]:
     """How much more perplexity is lost without the last layers than without those that alpha chooses, at the most layers pruned (L)."""
-    lost: dict[str, dict[int, tuple[float, str]]] = {"last": {}, "alpha": {}}
+    lost: dict[tuple[str, str], dict[str, dict[int, tuple[float, str]]]] = {}  # of every checkpoint and its model
     for found in results.of_kind(Evaluation):
         change = _pruned(found)
         metrics = read_json(found.product / "results.json")["metrics"]
@@ -190,11 +190,15 @@ def prunings(results: Results) -> Iterator[Measured]:
         if before:
             who, count = change
             worse = metrics[name]["value"] - before["value"]
-            lost[who][count] = min(lost[who].get(count, (math.inf, "")), (worse, found.point.name))
-    shared = sorted(lost["last"].keys() & lost["alpha"].keys())
-    if shared and lost["alpha"][shared[-1]][0] > 0:
-        (last, one), (alpha, other) = lost["last"][shared[-1]], lost["alpha"][shared[-1]]
-        yield Measured("pruning_gain", {"pruned": f"{shared[-1]} layers"}, last / alpha, None, None, (one, other))
+            whole = found.spec.loaded
+            mine = lost.setdefault((key(whole), whole.shape.name), {"last": {}, "alpha": {}})[who]
+            mine[count] = min(mine.get(count, (math.inf, "")), (worse, found.point.name))
+    for (_, model), of_model in lost.items():
+        shared = sorted(of_model["last"].keys() & of_model["alpha"].keys())
+        if not shared or of_model["alpha"][shared[-1]][0] <= 0:
+            continue
+        (last, one), (alpha, other) = of_model["last"][shared[-1]], of_model["alpha"][shared[-1]]
+        yield Measured("pruning_gain", {"model": model, "pruned": f"{shared[-1]} layers"}, last / alpha, None, None, (one, other))
 
 
 QUANTITIES: dict[str, Callable[[Results], Iterator[Measured]]] = {
@@ -248,8 +252,7 @@ def _along(results: Results, found: list[orders.Order], outcomes: Outcomes, of: 
         if 0.0 not in at:
             continue
         changes = {fraction: test(outcomes.of(each), outcomes.of(at[0.0])) for fraction, each in at.items()}
-        borne = [f for f, change in changes.items() if change and change.mean >= -WITHOUT_LOSS * (change.stderr or 0.0)]
-        shares.append((max(borne, default=0.0), at))
+        shares.append((orders.carried(changes, sign=1, errors=WITHOUT_LOSS) or 0.0, at))
         if (gain := changes.get(GAIN_AT)) is not None:
             gains.append((gain, at[GAIN_AT]))
     if gains:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from dataclasses import dataclass
 
-from analysis.orders import Order, scale
+from analysis.orders import Order, carried, scale
 from analysis.paired import test
 from analysis.report.cost import Cost
 from analysis.report.verdicts import Compared, OrderVerdict, PointVerdict, p_text
@@ -64,12 +64,11 @@ def of_points(results: Results, metric: str, verdict: PointVerdict | None, cost:
     sentences = [f"Of {len(done)} finished points {row['name']} has the best {_metric(metric)}: {factor * row[metric]:.4g}{spread}{unit}."]
     compared = next((each for each in verdict.found if each.name == row["name"]), None) if verdict else None
     if verdict and compared:
-        tests = len({each.test for each in verdict.found})
         sentences.append(
             f"That is {_signed(compared, factor)} {_points(results, metric)} against {verdict.against} "
-            f"({_p(compared)}, Holm over {tests}): {_noise(compared)}."
+            f"({_p(compared)}, Holm over {verdict.tests}): {_noise(compared)}."
         )
-    elif verdict:
+    elif verdict and (row["key"] == row["unedited"] or row["name"] == verdict.against):
         sentences.append(f"It is {verdict.against} itself: no edit is better.")
     return Answer(f"Best point: {row['name']}.", (*sentences, *_rest(results, cost)), command(results.studies[0]))
 
@@ -124,11 +123,10 @@ def _carried(results: Results, best: Order, metric: str) -> str:
         return ""
     sign = 1 if results.points.attrs["higher_is_better"].get(metric, True) else -1
     changes = {share: test(outcomes.of(of), outcomes.of(at[0.0])) for share, of in at.items() if share > 0}
-    borne = [share for share, change in changes.items() if change and sign * change.mean >= -TWO_ERRORS * (change.stderr or 0.0)]
+    largest = carried(changes, sign=sign, errors=TWO_ERRORS)
     units = rewound_units(results.points)
-    if not borne:
+    if largest is None:
         return f"Already {100 * min(changes):g} % of the {units} rewound cost more than two standard errors." if changes else ""
-    largest = max(borne)
     change, untouched = changes[largest], outcomes.of(at[0.0])
     assert change is not None
     assert untouched is not None

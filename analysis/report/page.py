@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from analysis import figures, interactive, sheets
+from analysis import captions, figures, interactive, sheets
 from analysis.drawing import Drawing, Sheet
 from analysis.output import atomically
 from analysis.papers import beside
@@ -101,7 +101,8 @@ def render(results: Results) -> str:
 
 
 def _verdicts(results: Results, spent: cost.Cost) -> tuple[answer.Answer, list[str]]:
-    """The answer, and the tables of tests that it rests on."""
+    """The answer, and the tables of tests that it rests on; ValueError if there are several protocols."""
+    captions.one_protocol(results.points)
     primary, *others = verdicts.shown_metrics(results)
     orders, points = verdicts.of_orders(results, primary), verdicts.of_points(results, primary)
     said = answer.of_orders(results, orders, spent) if orders else answer.of_points(results, primary, points, spent)

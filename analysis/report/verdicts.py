@@ -12,7 +12,10 @@ from analysis.paired import LEVEL, Test, holm, test
 from analysis.results import STDERR, Results, gaps, metric_names
 
 LEAST_P = 0.001
-HOW = "paired over the same documents: McNemar's exact test where documents are right or wrong, else the t-test"
+HOW = (
+    "paired over the same documents, each counting the same (in bits per byte the scores themselves weigh them by their bytes): McNemar's "
+    "exact test where documents are right or wrong, else the t-test"
+)
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,7 @@ class PointVerdict:
     metric: str
     against: str
     found: tuple[Compared, ...]  # by name of the point
+    tests: int  # that are corrected together: points of the same weights are one
 
 
 def of_orders(results: Results, metric: str) -> OrderVerdict | None:
@@ -85,7 +89,7 @@ def of_points(results: Results, metric: str) -> PointVerdict | None:
         return None
     p_values = dict(zip(known, holm([found.p for found in known.values()]), strict=True))
     found = tuple(Compared(name, known[key, of], p_values[key, of]) for name, key, of in pairs if (key, of) in known)
-    return PointVerdict(metric, against, found)
+    return PointVerdict(metric, against, found, len(known))
 
 
 def order_sheet(results: Results, verdict: OrderVerdict) -> Sheet:
@@ -111,7 +115,8 @@ def order_sheet(results: Results, verdict: OrderVerdict) -> Sheet:
         name="orders",
         title=f"Orders by {verdict.metric}",
         caption="Area under the curve of the metric over the share rewound, 0 to 1 (P eq. 17); standard errors and t-tests are paired "
-        f"over the same documents. p of the best order against the best of every other criterion, Holm over {len(verdict.others)}; of the "
+        f"over the same documents, each counting the same. p of the best order against the best of every other criterion, Holm over "
+        f"{len(verdict.others)}; of the "
         f"directions against each other (P eq. 18), Holm over {len(verdict.directions)}. {gaps(results.points)}".strip(),
         columns=("order", f"area{unit}", "to the best", "p (Holm)", "descending - ascending", "p (Holm) of directions"),
         rows=tuple(rows),
@@ -130,7 +135,7 @@ def point_sheet(results: Results, metric: str, verdict: PointVerdict | None) -> 
         cells = (score, _of_test(found.test, factor, digits) if found else Cell(None), Cell(p_text(found.p) if found else None))
         rows.append((str(row["name"]), (*cells, Cell(str(row["state"])), Cell(str(row["key"])))))
     unit = " [%]" if factor == 100 else ""
-    tests = f" Differences are {HOW}; p after Holm over {len({found.test for found in verdict.found})} tests." if verdict else ""
+    tests = f" Differences are {HOW}; p after Holm over {verdict.tests} tests." if verdict else ""
     n = table.attrs["n"].get(metric)
     return Sheet(
         name="points-" + metric.replace("/", "-"),

@@ -88,6 +88,9 @@ def waste(store: Store) -> Iterator[Waste]:
     for path, why in gone:
         yield Waste(path, "launch", why, size(path))
     yield from _snapshots(store, kept, now)
+    for path in store.root.glob(".gc-*"):
+        if now - path.stat().st_ctime > SETTLED_SECONDS:  # since it was renamed
+            yield Waste(path, "leavings", "a gc that was ended left it", size(path))
 
 
 def referred(store: Store) -> set[str]:
@@ -177,8 +180,15 @@ def _of_folder(store: Store, folder: Path, wanted: set[str], kept: dict[str, Pat
     if done and "scratch" in names:
         yield Waste(folder / "scratch", "scratch", "its result is done", size(folder / "scratch"))
     for path in (path for pattern in LEFT_BEHIND for path in folder.glob(pattern)) if any(name[0] == "." for name in names) else ():
-        if now - path.stat().st_mtime > SETTLED_SECONDS:
+        if _is_old(path, now):
             yield Waste(path, "leavings", "a build that died left it", size(path))
+
+
+def _is_old(path: Path, now: float) -> bool:
+    try:
+        return now - path.stat().st_mtime > SETTLED_SECONDS
+    except FileNotFoundError:  # a worker's, for a moment
+        return False
 
 
 def _launches(store: Store, now: float) -> tuple[dict[str, Path], list[tuple[Path, str]]]:

@@ -53,4 +53,5 @@ def _reconcile(store: Store, asked: Roster) -> None:
     from cpt_lab import tracking
 
     found = tracking.reconcile(store, asked.study, asked.tracking)
+    tracking.log_figures(store, asked.study, asked.tracking, report.figure_files(store, asked.study))
     print(f"{asked.study}: {found.closed} dead runs closed, {found.mended} of {found.runs} runs differed from the store and were mended")

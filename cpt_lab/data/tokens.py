@@ -43,9 +43,10 @@ class Encode:
 
         if self.enough is not None and bytes_before(self.scratch, rank) >= self.enough * np.dtype(self.dtype).itemsize:
             return
-
+        if self.left_out is not None and not (self.left_out / f"{rank}.npy").exists():
+            return  # the report had enough before it; here earlier groups may be under way yet, and `join` says so if it is needed
         encoder = _encoder(str(self.scratch / "tokenizer.json"))
-        dropped = left_out_of(self.left_out, rank) if self.left_out else set()
+        dropped = set(np.load(self.left_out / f"{rank}.npy").tolist()) if self.left_out is not None else set()
         facts = {"documents": 0, "tokens": 0, "dropped": len(dropped)}
         beside = self.scratch / f".{rank}.npy"
         with beside.open("wb") as file:
@@ -57,18 +58,6 @@ class Encode:
                 facts["tokens"] += len(chunk)
         os.replace(beside, self.scratch / f"{rank}.npy")
         _write_json(self.scratch / f"{rank}.json", facts)
-
-
-def left_out_of(folder: Path, rank: int) -> set[int]:
-    """The documents of a group that a contamination report leaves out; ValueError if it has not looked through this group."""
-    import numpy as np
-
-    path = folder / f"{rank}.npy"
-    if not path.exists():
-        raise ValueError(
-            f"{folder} says nothing of piece {rank} of the corpus, for its words have fewer tokens than one each: raise sample_tokens"
-        )
-    return set(np.load(path).tolist())
 
 
 def build_tokens(
@@ -116,7 +105,10 @@ def load_encoder(spec: Tokens, tokenizer: Path) -> Any:
 
 
 def join(scratch: Path, groups: int, path: Path, *, dtype: str, eos: int, enough: int | None) -> dict[str, Any]:
-    """Write the tokens of all groups, in order, into one file, up to the document that holds token `enough`; counts and digest."""
+    """Write the tokens of all groups, in order, into one file, up to the document that holds token `enough`; counts and digest.
+
+    ValueError if a group is needed that the contamination report has not looked through.
+    """
     import numpy as np
 
     facts: dict[str, Any] = {"documents": 0, "tokens": 0, "dropped": 0}
@@ -125,6 +117,11 @@ def join(scratch: Path, groups: int, path: Path, *, dtype: str, eos: int, enough
         for rank in range(groups):
             if enough is not None and facts["tokens"] >= enough:
                 break
+            if not (scratch / f"{rank}.json").exists():
+                raise ValueError(
+                    f"the contamination report says nothing of piece {rank} of the corpus, for its words have fewer tokens than one each: "
+                    "raise sample_tokens"
+                )
             counts = json.loads((scratch / f"{rank}.json").read_text())
             found = np.fromfile(scratch / f"{rank}.npy", dtype=dtype)
             if enough is not None and facts["tokens"] + len(found) > enough:

@@ -6,6 +6,7 @@ OLMo-core's callbacks are a base class, so this module needs it at import: impor
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -63,9 +64,9 @@ class Recorder(Callback):
             self._losses.append((self.step, loss.detach().clone()))
 
     def post_train_batch(self) -> None:
-        if self.step % COLLECT_STEPS and self._began:
+        if self.step % COLLECT_STEPS and self._began and self.step != self.steps:
             return
-        self._began = True  # as OLMo-core's trainer collects its metrics: after the first step, then every so many
+        self._began = True  # as OLMo-core's trainer collects its metrics: after the first step, then every so many, and the last
         bad = first_not_finite(self._losses, self.trainer.device)
         self._losses.clear()
         if bad is not None:
@@ -115,6 +116,9 @@ class TimedCheckpointer(CheckpointerCallback):
     def pre_train(self) -> None:
         super().pre_train()
         self._checkpoints = [path for _, path in sorted(self.checkpointer.find_checkpoints(self.save_folder))]  # of earlier attempts
+        if get_rank() == 0:
+            for cut_off in Path(self.save_folder).glob("step*-tmp"):  # a process that was killed while it saved left it
+                shutil.rmtree(cut_off)
         self._last = time.monotonic()
 
     def post_train_batch(self) -> None:
@@ -127,6 +131,7 @@ class TimedCheckpointer(CheckpointerCallback):
     def post_train(self) -> None:
         if self.trainer.is_canceled:
             super().post_train()
+            self._remove_old_checkpoints()  # OLMo-core leaves it to the next step, which may be in no attempt: states would add up
 
     def _is_due(self) -> bool:
         """Rank 0's clock decides for all."""

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
     from cpt_lab.specs import Mixture
 
+BLOCK = 2**24  # tokens looked through at once: a corpus may have 10^11
+
 
 @dataclass(frozen=True)
 class Mixed:
@@ -92,8 +94,9 @@ def document_bounds(tokens: np.ndarray, eos: int) -> np.ndarray:
     """Where documents start and stop, EOS included; documents x 2."""
     import numpy as np
 
-    stops = np.flatnonzero(tokens == eos) + 1
-    return np.stack([np.concatenate([[0], stops[:-1]]), stops], axis=1)
+    parts = (np.flatnonzero(tokens[start : start + BLOCK] == eos) + start + 1 for start in range(0, len(tokens), BLOCK))
+    stops = np.concatenate([np.empty(0, dtype=np.int64), *parts])
+    return np.stack([np.concatenate([[0], stops])[:-1], stops], axis=1)
 
 
 def documents_up_to(budget: int, bounds: np.ndarray, generator: np.random.Generator) -> np.ndarray:

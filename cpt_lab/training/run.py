@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from cpt_lab.store import Workspace
     from cpt_lab.training.mixing import Mixed
 
+MIXED = "mixture.npy"  # of the scratch folder
+
 
 @dataclass(frozen=True)
 class Inputs:
@@ -69,6 +71,7 @@ def train(spec: TrainedCheckpoint, work: Workspace, *, inputs: Inputs, how: Exec
         if team.size == 1:
             train_here(spec, work, inputs=inputs, how=how)
         else:
+            mixing.mix(spec.mixture, inputs.tokens, work.scratch / MIXED, tokenizer=inputs.tokenizer)  # ranks wait half an hour at most
             told: dict[str, Any] = {"spec": spec.model_dump(mode="json"), "how": how.model_dump(mode="json"), "inputs": inputs.dumped()}
             told |= {"folder": str(work.folder), "product": str(work.product)}
             ranks.run(told, work.scratch, team, device=how.on_device(), threads=how.threads)
@@ -87,10 +90,9 @@ def train_here(spec: TrainedCheckpoint, work: Workspace, *, inputs: Inputs, how:
     from cpt_lab.training import engine, spectra_callback
 
     began, device = time.perf_counter(), how.on_device()
-    states = how.keep_states + (how.keep_states > 0)  # a new one is whole before the oldest goes
     if get_rank() == 0:
-        checks.check_room(work.scratch, spec.shape, states=states, folders=1 + len(kept_steps(spec, inputs.keep, how)))
-    mixed = first_alone(lambda: mixing.mix(spec.mixture, inputs.tokens, work.scratch / "mixture.npy", tokenizer=inputs.tokenizer))
+        check_room(spec, work, inputs=inputs, how=how)
+    mixed = first_alone(lambda: mixing.mix(spec.mixture, inputs.tokens, work.scratch / MIXED, tokenizer=inputs.tokenizer))
     checks.check_vocabulary(mixed.vocab_size, spec.shape)
     with threads(how.threads), no_progress_bars():
         module = engine.build_train_module(spec.shape, spec.recipe, start=inputs.start, device=device, how=how, scratch=work.scratch)
@@ -110,6 +112,15 @@ def train_here(spec: TrainedCheckpoint, work: Workspace, *, inputs: Inputs, how:
         tokens = spec.steps * spec.recipe.batch_tokens
         facts = summary(time.perf_counter() - began, spec.steps, tokens=tokens, epochs=mixed.epochs)
         (work.product / "training.json").write_text(json.dumps(facts, indent=1))
+
+
+def check_room(spec: TrainedCheckpoint, work: Workspace, *, inputs: Inputs, how: Execution) -> None:
+    """OSError if the disk has no room for the states and weights that are still to come: what an earlier attempt left is there already."""
+    steps = kept_steps(spec, inputs.keep, how)
+    kept = sum((work.scratch / saving.INTERMEDIATES / str(step * spec.recipe.batch_tokens)).is_dir() for step in steps)
+    there = len([*(work.scratch / "states").glob("step*/.metadata.json")])
+    states = max(how.keep_states + 1 - there, 0)  # a new one is whole before the oldest goes
+    checks.check_room(work.scratch, spec.shape, states=states, folders=1 + len(steps) - kept)
 
 
 def watchers(
