@@ -171,6 +171,20 @@ def test_what_else_a_sweep_varies_is_a_curve_of_its_own_and_other_seeds_are_repe
     assert ("random, kv=with_first (mean of 4)", 4) in found
 
 
+def test_studies_drawn_together_keep_each_its_own_curves(results: pd.DataFrame) -> None:
+    worse = results.assign(study="later", **{made.ACCURACY: results[made.ACCURACY] / 2})
+    table = pd.concat([results.assign(study="earlier"), worse], ignore_index=True)
+    table.attrs = results.attrs
+    apart = {item.label: item.mean for item in curves(table, made.ACCURACY)}
+    for alone in curves(results, made.ACCURACY):
+        words = alone.label.removesuffix(f" (mean of {len(alone.values)})")
+        before, after = (
+            next(mean for label, mean in apart.items() if label.startswith(f"{words}, study={name}")) for name in ("earlier", "later")
+        )
+        assert before == pytest.approx(alone.mean)
+        assert after == pytest.approx(alone.mean / 2)
+
+
 def test_points_that_rewind_nothing_add_nothing_to_the_curves_names(results: pd.DataFrame) -> None:
     soups = results.head(3).assign(name="a soup", key="other", weight=[0.1, 0.5, 0.9], intervention="soup")
     table = pd.concat([results, soups.assign(criterion=None, direction=None, fraction=None)], ignore_index=True)
