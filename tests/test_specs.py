@@ -438,6 +438,12 @@ def test_sequences_longer_than_the_context_and_mixtures_below_one_batch_are_refu
         TUNED.but(recipe=cases.RECIPE.but(batch_sequences=64))
 
 
+def test_a_warm_up_as_long_as_the_run_is_refused() -> None:
+    with pytest.raises(ValidationError, match="does not end within"):
+        TUNED.but(recipe=TUNED.recipe.but(warmup_tokens=TUNED.mixture.tokens))
+    assert TUNED.but(recipe=TUNED.recipe.but(warmup_tokens=TUNED.mixture.tokens - 1))
+
+
 def test_two_interventions_cannot_take_different_weights_by_one_name() -> None:
     other = REWIND.but(base=cases.FOLDER, select=Heads(heads=((0, 0),)))
     with pytest.raises(ValidationError, match="call two checkpoints by the name base"):

@@ -135,6 +135,11 @@ class TrainedCheckpoint(Spec):
                 f"mixture {self.mixture.name} has {self.mixture.tokens:,} tokens, less than one batch of {recipe.batch_tokens:,}: "
                 "raise its tokens or lower training.batch_sequences"
             )
+        if recipe.warmup_tokens >= self.mixture.tokens:
+            raise ValueError(
+                f"a warm-up of {recipe.warmup_tokens:,} tokens does not end within the {self.mixture.tokens:,} of mixture "
+                f"{self.mixture.name}: lower training.warmup_tokens or raise the mixture's tokens"
+            )
         return self
 
     @property

@@ -70,7 +70,7 @@ def peak_flops(recipe: Recipe, *, device: str) -> float:
         return 0.0
     import torch
 
-    name = torch.cuda.get_device_name().lower()
+    name = torch.cuda.get_device_name().lower().replace("-", " ").split()
     known = (rate.flops for kind, rate in DEVICES.items() if kind.lower() in name)
     return float(get_world_size() * next(known, 0.0))
 
