@@ -228,7 +228,7 @@ def test_every_experiment_of_the_papers_is_there() -> None:
 @pytest.mark.parametrize("experiment", first(EXPERIMENTS))
 def test_every_experiment_composes_into_valid_points_with_names_of_their_own(experiment: str) -> None:
     made = points(f"+experiment={experiment}")
-    assert len({point.name for point in made}) == len(made) > 1
+    assert len({point.name for point in made}) == len(made) > (0 if experiment.startswith(("pretrain", "cpt")) else 1)
     assert len({digest(point.spec) for point in made}) == len(made)
     assert all(point.varies.keys() == made[0].varies.keys() for point in made)
     assert all("." not in column and "@" not in column for column in made[0].varies)

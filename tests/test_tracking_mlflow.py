@@ -109,7 +109,7 @@ def test_a_point_has_its_configuration_spec_and_results_and_its_curve_the_rankin
     store, study, settings = made_up
     sync(store, study.name, settings)
     assert artifacts(settings, "delta_norm-ascending 0.5").keys() == {"config.json", "spec.json", "results.json"}
-    assert artifacts(settings, "delta_norm ascending").keys() == {"ranking.json"}
+    assert artifacts(settings, "delta_norm ascending").keys() == {"ranking.json", "scores.parquet"}
 
 
 def test_curves_of_a_study_that_are_compared_are_drawn_over_the_fraction(made_up: tuple[Store, Study, Tracking]) -> None:
