@@ -453,6 +453,7 @@ def test_a_tiny_mixture_is_the_mean_of_the_two_that_a_soup_is_made_of(one: str, 
     assert {part.corpus: part.tokens for part in mixture_of(f"tiny_{one}_{other}_400k").parts} == tokens
 
 
+@pytest.mark.slow
 def test_another_base_differs_in_its_seed_alone() -> None:
     (twin,) = [
         point.spec for point in points("+experiment=post_training_tiny") if isinstance(point.spec, Spectra) and point.varies["of"] == "twin"

@@ -38,6 +38,8 @@ from factory import tiny_tokenizer
 from spectral_studies import SHAPE, Array, finished, matrix, values, weights
 from spectral_tables import saved
 
+pytestmark = pytest.mark.slow  # the tiny models and their spectra take longer than the tests
+
 LAYERS = range(SHAPE.num_layers)
 ROLES = ("q", "o")
 PROTOCOL = protocol(sums_task(max_new_tokens=6), prose_task())
