@@ -23,8 +23,8 @@ from cpt_lab.specs import BpeTokenizer, BuiltinCorpus, Tokens
 from cpt_lab.store import Workspace
 
 ROUNDS = 3
-MEGABYTES = 6
-PIECES = 6  # that the corpus is read in
+MEGABYTES = 24
+PIECES = 8  # that the corpus is read in
 DOCUMENT = 3000  # characters
 VOCABULARY = 16_000
 

@@ -181,12 +181,12 @@ def _relaunch(verb: str, given: Words) -> int:
     """The study's last launch once more: for all that is missing, or for what failed or was lost."""
     asked, chosen, where = relaunch.last(given.store, given.one(verb))
     if verb == "resume":
-        return _run(asked, chosen, where)
+        return _run(asked, chosen, where, saved=True)
     again = relaunch.among(given, given.store, asked)
     if not again:
         print(f"study {asked.name}: nothing to try again; `python -m cpt_lab resume {asked.name}` goes on with what is missing")
         return 0
-    return _run(asked, chosen, where, among=again)
+    return _run(asked, chosen, where, among=again, saved=True)
 
 
 # ---------------------------------------------------------------------------------------------------- what a launch does
@@ -240,18 +240,17 @@ def _plan(asked: Study, chosen: Settings, where: str) -> int:
     return 0
 
 
-def _run(asked: Study, chosen: Settings, where: str, *, among: Sequence[Point] | None = None) -> int:
+def _run(asked: Study, chosen: Settings, where: str, *, among: Sequence[Point] | None = None, saved: bool = False) -> int:
     """Build what is missing of the study, or of some of its points; then the figures."""
     store, wanted = Store(chosen.results), asked.points if among is None else among
     store.check_writable()
-    first = _planned(store, wanted, chosen, where)
-    preflight.check_consent(first, allowed=chosen.execution.allow_code_execution, where=where)
-    preflight.check(first, store, where=where)
-    for warning in preflight.warnings(first, store):
-        print(f"warning: {warning}", file=sys.stderr)
-    study.save(store, asked)
-    roster.write(store, asked)
     todo = _planned(store, wanted, chosen, where)
+    preflight.check_consent(todo, allowed=chosen.execution.allow_code_execution, where=where)
+    preflight.check(todo, store, where=where)
+    for warning in preflight.warnings(todo, store):
+        print(f"warning: {warning}", file=sys.stderr)
+    if not saved:
+        roster.write(store, asked, study.save(store, asked), todo.resolved)
     report.show_summary(asked, todo)
     if not todo.steps:
         return _finish(store, asked)

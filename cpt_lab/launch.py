@@ -6,14 +6,16 @@ import json
 import os
 import time
 import uuid
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
 from cpt_lab import provenance, study
 from cpt_lab.execution import Execution
-from cpt_lab.plan import STAGES, Plan, Step
-from cpt_lab.specs import AnySpec, Spec, parse
+from cpt_lab.plan import STAGES, Plan
+from cpt_lab.specs import AnySpec, Parts, Spec, Unit, from_parts, key, read_parts, settled
 from cpt_lab.store import State, Store, write_atomically
 from cpt_lab.study import Study
 from cpt_lab.tracking_settings import Tracking
@@ -24,6 +26,7 @@ class Order(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     stage: str
+    key: str
     spec: AnySpec
 
 
@@ -72,23 +75,27 @@ def prepare(plan: Plan, asked: Study, store: Store, *, where: str, how: Executio
         how=how,
         max_attempts=max_attempts,
         tracking=asked.tracking,
-        orders=tuple(Order(stage=step.stage, spec=step.spec) for step in plan.steps),
+        orders=tuple(Order(stage=step.stage, key=step.key, spec=step.spec) for step in plan.steps),
         packs=plan.packs,
     )
     (launch.folder / "logs").mkdir(parents=True)
     os.symlink(os.path.relpath(code, launch.folder), launch.folder / "code")
-    write_atomically(launch.folder / "plan.json", launch.model_dump_json())
+    write_atomically(launch.folder / "plan.json", json.dumps(_written(launch, plan), separators=(",", ":")))
     queue = launch.store()
     for step in plan.steps:
-        _queue(queue, step)
+        if step.state not in (State.RUNNING, State.DONE) and not study.rankings_pending(step.spec):
+            queue.queue(step.spec)
     return launch
 
 
 def load(folder: Path) -> Launch:
-    """The launch of a folder, its specs sharing their equal parts."""
+    """The launch of a folder, its specs sharing their equal parts; ValueError if a ranking that it was planned with is gone."""
     told = json.loads((folder / "plan.json").read_text())
-    known: dict[str, Spec] = {}
-    return Launch.model_validate({**told, "orders": [{**order, "spec": parse(order["spec"], known)} for order in told["orders"]]})
+    parts = read_parts(told.pop("parts"))
+    orders = [Order(**{**order, "spec": from_parts(order["spec"], parts)}) for order in told["orders"]]
+    short = [order.spec for order in orders if key(order.spec) != order.key]
+    ranked = study.orders(Store(Path(told["results"])), short)
+    return Launch.model_validate({**told, "orders": [_as_planned(order, ranked) for order in orders]})
 
 
 def environment(launch: Launch) -> dict[str, str]:
@@ -106,6 +113,19 @@ def environment(launch: Launch) -> dict[str, str]:
     }
 
 
-def _queue(store: Store, step: Step) -> None:
-    if store.status(step.spec).state not in (State.RUNNING, State.DONE) and not study.rankings_pending(step.spec):
-        store.mark(step.spec, State.QUEUED)
+def _written(launch: Launch, plan: Plan) -> dict[str, Any]:
+    """The launch as JSON values: points as they were asked for, which is short, and what they have in common once."""
+    asked_for = {key(plan.resolved[point.name]): point.spec for point in plan.points}
+    parts = Parts()
+    orders = [{**vars(order), "spec": parts.write(asked_for.get(order.key, order.spec))} for order in launch.orders]
+    return {**launch.model_dump(mode="json", exclude={"orders"}), "parts": parts.written, "orders": orders}
+
+
+def _as_planned(order: Order, ranked: Mapping[str, tuple[Unit, ...]]) -> Order:
+    """The order with the units that its rankings select, if they were known when it was written."""
+    if key(order.spec) == order.key:
+        return order
+    spec = settled(order.spec, dict(ranked))
+    if key(spec) != order.key:
+        raise ValueError(f"{order.key}: a ranking that it was planned with is gone, or another now; launch the study again")
+    return order.model_copy(update={"spec": spec})

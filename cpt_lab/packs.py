@@ -27,11 +27,13 @@ def pack(
     """
     if workers < 1:
         raise ValueError(f"{workers} workers can do nothing: a plan needs at least one worker")
+    known = places or {}
+    placed = all(key(point) in known for point in points)  # then they need not be compared, which takes long with many heads
     groups: dict[str, list[str]] = {}
-    for point in by_edit(points, lambda point: point):
+    for point in points if placed else by_edit(points, lambda point: point):
         groups.setdefault(_shared(point), []).append(key(point))
     for group in groups.values():
-        group.sort(key=lambda name: (places or {}).get(name, len(places or {})))
+        group.sort(key=lambda name: known.get(name, len(known)))
     in_order = [name for group in groups.values() for name in group]
     return _cut(in_order, min(workers, len(in_order)), seconds or {})
 

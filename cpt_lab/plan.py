@@ -77,6 +77,7 @@ class Plan:
     """The work of a launch. A point whose ranking is not known yet counts as one step, though it may turn out to be done."""
 
     points: tuple[Point, ...]
+    resolved: Mapping[str, Spec]  # the spec whose result is the point's, as far as its ranking is known, by name
     states: Mapping[str, State]  # of every point, by name
     steps: tuple[Step, ...]  # to do, needs before what needs them; what several points share stands once
     packs: tuple[tuple[str, ...], ...]  # keys of the steps of every stage of PACKED, one stage after the other, by worker
@@ -155,7 +156,7 @@ def make(
     steps = tuple(_step(spec, "probe" if key(spec) in before else stage_of(spec), states.of(spec), rates) for spec in missing)
     measured = sum(rates.is_measured(step.spec) for step in steps)
     places = {key(wanted[point.name]): place for place, point in reversed(list(enumerate(by_edit(points, lambda point: point.spec))))}
-    return Plan(tuple(points), known, steps, _packs(steps, workers, rates, places, pack_minutes), rates, measured)
+    return Plan(tuple(points), wanted, known, steps, _packs(steps, workers, rates, places, pack_minutes), rates, measured)
 
 
 def stage_of(spec: Spec) -> str:

@@ -6,14 +6,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+import os
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from cpt_lab import plan, study
-from cpt_lab.specs import SCHEMA, Evaluation, Spec, TrainedCheckpoint, closure, digest, key, parse, rankings_of, settled
+from cpt_lab.specs import SCHEMA, Evaluation, Spec, TrainedCheckpoint, closure, digest, key, rankings_of, settled
 from cpt_lab.store import State, Status, Store, read_json, write_atomically
 from cpt_lab.study import Study
 from cpt_lab.tracking_settings import Tracking
@@ -55,26 +56,25 @@ def read(store: Store, name: str) -> Roster:
     manifest = study.folder(store, name) / "study.json"
     if not manifest.exists():
         raise KeyError(study.no_such(store, name))
-    stamp, kept = _stamp(manifest), read_json(manifest.with_name("roster.json"))
+    found = manifest.stat()  # before it is read: another launch may write another manifest meanwhile
+    stamp, kept = _stamp(found), read_json(manifest.with_name("roster.json"))
     if kept.get("stamp") != stamp:
-        return write(store, study.load(store, name), stamp)
+        return write(store, study.load(store, name), found)
     roster = _parsed(kept)
     news = [ranking for ranking in roster.chains if (store.root / ranking / "DONE").exists()]
     return _refreshed(store, roster, set(news), manifest, stamp) if news else roster
 
 
-def write(store: Store, asked: Study, stamp: list[int] | None = None) -> Roster:
-    """The roster of a study whose manifest is written, kept beside it if the results can be written."""
-    manifest = study.folder(store, asked.name) / "study.json"
-    stamp = stamp or _stamp(manifest)  # before the roster is made: another launch may write another manifest meanwhile
-    roster = of(store, asked)
-    _keep(roster, manifest, stamp)
+def write(store: Store, asked: Study, manifest: os.stat_result, resolved: Mapping[str, Spec] | None = None) -> Roster:
+    """The roster of a study, kept beside the manifest that was written of it if the results can be written; `resolved` as for `of`."""
+    roster = of(store, asked, resolved)
+    _keep(roster, study.folder(store, asked.name) / "study.json", _stamp(manifest))
     return roster
 
 
-def of(store: Store, asked: Study) -> Roster:
-    """The roster of a study, saved or not."""
-    wanted = [*study.resolved(store, asked.points).values()]
+def of(store: Store, asked: Study, resolved: Mapping[str, Spec] | None = None) -> Roster:
+    """The roster of a study, saved or not; `study.resolved` of its points takes long, and may be known."""
+    wanted = [*(resolved or study.resolved(store, asked.points)).values()]
     entries = tuple(_entry(point.name, spec, digest(point.spec)[:DIGITS]) for point, spec in zip(asked.points, wanted, strict=True))
     needs = closure([*(point.spec for point in asked.points), *wanted])
     waiting = {_folder(ranking): ranking for spec in wanted for ranking in rankings_of(spec)}
@@ -115,10 +115,9 @@ def _blocked(chain: Iterable[str], status: Callable[[str], Status]) -> Status | 
 
 def _refreshed(store: Store, roster: Roster, news: set[str], manifest: Path, stamp: list[int]) -> Roster:
     """The roster after some rankings were finished: only the points that waited for them are read again."""
-    raw = json.loads(manifest.read_text())["points"]
-    known: dict[str, Spec] = {}
-    late = {index: parse(raw[index]["spec"], known) for index, entry in enumerate(roster.entries) if news.intersection(entry.waits)}
-    orders = study.orders(store, list(late.values()))
+    waited = [index for index, entry in enumerate(roster.entries) if news.intersection(entry.waits)]
+    late = study.asked_for(json.loads(manifest.read_text()), waited)
+    orders = study.orders(store, late.values())
     entries = list(roster.entries)
     for index, spec in late.items():
         entries[index] = _entry(entries[index].name, settled(spec, orders), entries[index].asked)
@@ -137,10 +136,9 @@ def _folder(spec: Spec) -> str:
     return f"{spec.FOLDER}/{key(spec)}"
 
 
-def _stamp(manifest: Path) -> list[int]:
+def _stamp(manifest: os.stat_result) -> list[int]:
     """Which manifest, and whose keys: of another schema everything lies elsewhere."""
-    found = manifest.stat()
-    return [SCHEMA, FORMAT, found.st_mtime_ns, found.st_size]
+    return [SCHEMA, FORMAT, manifest.st_mtime_ns, manifest.st_size]
 
 
 def _keep(roster: Roster, manifest: Path, stamp: list[int]) -> None:

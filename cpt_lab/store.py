@@ -13,7 +13,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -53,12 +53,14 @@ class SpecConflict(ValueError):
     """Two different specs under one key."""
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Write by a temporary sibling and rename: readers see the old text or the new one, never half of it."""
+def write_atomically(path: Path, text: str) -> os.stat_result:
+    """Write by a temporary sibling and rename: readers see the old text or the new one, never half of it. What was written, as stat."""
     beside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
     try:
         beside.write_text(text)
+        written = beside.stat()
         os.replace(beside, path)
+        return written
     except BaseException:
         beside.unlink(missing_ok=True)
         raise
@@ -121,7 +123,7 @@ class Store:
         """Where everything about this spec lies, whether it exists or not."""
         if not spec.FOLDER:
             raise TypeError(f"{type(spec).__name__} is only ever part of another spec: it has no folder")
-        return self.root / spec.FOLDER / key(spec)
+        return Path(f"{self.root}/{spec.FOLDER}/{key(spec)}")
 
     def product(self, spec: Spec) -> Path:
         """The product of a finished spec; KeyError if it is not done."""
@@ -138,6 +140,8 @@ class Store:
 
     def status_in(self, folder: Path) -> Status:
         """The status of what lies in a folder of the store; ValueError if another version wrote it."""
+        if not os.path.exists(folder):
+            return Status(State.PLANNED)
         written = read_json(folder / "status.json")
         try:
             base = Status(**{**written, "state": State(written.get("state", State.PLANNED))})
@@ -176,10 +180,10 @@ class Store:
 
     def check(self, spec: Spec) -> bool:
         """Whether the spec's folder describes it already; SpecConflict if it describes another spec."""
-        path = self.folder(spec) / "spec.json"
-        if not path.exists():
+        path = f"{self.folder(spec)}/spec.json"
+        if not os.path.exists(path):
             return False
-        text = path.read_text()
+        text = Path(path).read_text()
         if text == _description(spec):  # nearly always; a launch of thousands of points checks them all
             return True
         stored = identity(parse(json.loads(text)))
@@ -187,17 +191,34 @@ class Store:
             raise SpecConflict(f"two different specs under the key {key(spec)}: {_difference(stored, identity(spec))}")
         return True
 
+    def queue(self, spec: Spec) -> None:
+        """Mark a step that a launch will come to, unless somebody has built it or will.
+
+        Who claims it describes it: the specs of thousands of points take long to write.
+        """
+        folder = self.folder(spec)
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            if self.status_in(folder).state not in (State.QUEUED, State.RUNNING, State.DONE):
+                self.remark(folder, State.QUEUED)
+        else:
+            self._write_status(folder, State.QUEUED, "", attempts=0)
+
     def mark(self, spec: Spec, state: State, message: str = "") -> None:
         """Write the state; a build that starts counts as one more attempt."""
         self.remark(self.describe(spec), state, message)
 
     def remark(self, folder: Path, state: State, message: str = "") -> None:
-        """`mark` for a folder of the store that has its spec already."""
+        """`mark` for a folder of the store as it is."""
         before = read_json(folder / "status.json")
         attempts = int(before.get("attempts", 0)) if before.get("launch") == self.launch else 0
+        self._write_status(folder, state, message, attempts=attempts + (state is State.RUNNING))
+
+    def _write_status(self, folder: Path, state: State, message: str, *, attempts: int) -> None:
         job = os.environ.get("SLURM_ARRAY_JOB_ID") or os.environ.get("SLURM_JOB_ID") or ""
-        status = Status(state, message, attempts + (state is State.RUNNING), time.time(), job, self.launch)
-        write_atomically(folder / "status.json", json.dumps(asdict(status)))
+        status = Status(state, message, attempts, time.time(), job, self.launch)
+        write_atomically(folder / "status.json", json.dumps(vars(status)))
 
     def claim(self, spec: Spec) -> Lease | None:
         """The right to build this spec, or None if somebody alive has it."""

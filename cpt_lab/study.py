@@ -4,17 +4,35 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
 import re
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, field_validator
 
-from cpt_lab.specs import AnySpec, Evaluation, Ranking, Spec, Unit, closure, key, parse, rankings_of, settled
+from cpt_lab.specs import (
+    AnySpec,
+    Evaluation,
+    Parts,
+    Ranking,
+    Spec,
+    Unit,
+    closure,
+    from_parts,
+    key,
+    rankings_of,
+    read_parts,
+    settled,
+)
 from cpt_lab.store import State, Status, Store, read_json, write_atomically
 from cpt_lab.tracking_settings import Tracking
 
 Value = str | int | float | bool | None
+
+
+OF_ALL_POINTS = ("config", "parts")  # of a manifest
 
 
 class Point(BaseModel):
@@ -52,12 +70,11 @@ def folder(store: Store, name: str) -> Path:
     return store.root / "studies" / name
 
 
-def save(store: Store, study: Study) -> Path:
+def save(store: Store, study: Study) -> os.stat_result:
     """Write the manifest: a study is what its newest command asked for; results of earlier points stay in the store."""
     path = folder(store, study.name) / "study.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, study.model_dump_json())
-    return path
+    return write_atomically(path, json.dumps(_manifest(study), separators=(",", ":")))
 
 
 def load(store: Store, name: str) -> Study:
@@ -73,9 +90,37 @@ def load(store: Store, name: str) -> Study:
 
 def read(manifest: dict[str, Any]) -> Study:
     """The study of a manifest, its points sharing their equal parts; ValueError if it is of another version."""
-    known: dict[str, Spec] = {}
-    points = [{**point, "spec": parse(point["spec"], known)} for point in manifest["points"]]
-    return Study.model_validate({**manifest, "points": points})
+    parts, common = read_parts(manifest["parts"]), manifest["config"]
+    points = [{**point, "config": common | point["config"], "spec": from_parts(point["spec"], parts)} for point in manifest["points"]]
+    return Study.model_validate({name: value for name, value in manifest.items() if name not in OF_ALL_POINTS} | {"points": points})
+
+
+def asked_for(manifest: dict[str, Any], places: Iterable[int]) -> dict[int, Spec]:
+    """The specs of some points of a manifest, by their places."""
+    parts = read_parts(manifest["parts"])
+    return {place: from_parts(manifest["points"][place]["spec"], parts) for place in places}
+
+
+def _manifest(study: Study) -> dict[str, Any]:
+    """The study as JSON values; what its points have in common of their specs and configurations stands there once."""
+    parts = Parts()
+    common = _common([point.config for point in study.points])
+    points = [
+        {
+            "name": point.name,
+            "varies": point.varies,
+            "config": {name: value for name, value in point.config.items() if name not in common},
+            "spec": parts.write(point.spec),
+        }
+        for point in study.points
+    ]
+    return {**study.model_dump(mode="json", exclude={"points"}), "config": common, "parts": parts.written, "points": points}
+
+
+def _common(configs: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The settings that are the same everywhere."""
+    first = configs[0] if configs else {}
+    return {name: value for name, value in first.items() if all(name in other and other[name] == value for other in configs)}
 
 
 def no_such(store: Store, name: str) -> str:
@@ -90,10 +135,10 @@ def names(store: Store) -> list[str]:
     return sorted(path.parent.name for path in (store.root / "studies").glob("*/study.json"))
 
 
-def orders(store: Store, specs: list[Spec]) -> dict[str, tuple[Unit, ...]]:
+def orders(store: Store, wanted: Iterable[Spec]) -> dict[str, tuple[Unit, ...]]:
     """The finished rankings that these specs wait for: key -> units, first to rewind first."""
-    wanted = {key(ranking): ranking for spec in specs for ranking in rankings_of(spec)}
-    return {name: order for name, ranking in wanted.items() if (order := read_order(store, ranking)) is not None}
+    rankings = {key(ranking): ranking for spec in wanted for ranking in rankings_of(spec)}
+    return {name: order for name, ranking in rankings.items() if (order := read_order(store, ranking)) is not None}
 
 
 def read_order(store: Store, ranking: Ranking) -> tuple[Unit, ...] | None:

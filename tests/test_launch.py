@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
 
 import toys
 from cpt_lab import launch, provenance, study
-from cpt_lab.specs import Evaluation, key
+from cpt_lab.specs import Evaluation, Heads, key
 from cpt_lab.store import State, Store
 from cpt_lab.study import Point, Study
-from spec_cases import BASE, MATH, PROTOCOL, RANDOM, TEXT, TOKENS, TUNED, rewound
+from spec_cases import BASE, MATH, PROTOCOL, RANDOM, TEXT, TOKENS, TUNED, rewind_of, rewound
 
 POINT = Evaluation(checkpoint=rewound(RANDOM), protocol=PROTOCOL)
 
@@ -29,6 +31,49 @@ def test_a_launch_is_read_back_as_it_was_written_with_every_key(root: Path) -> N
     assert [key(order.spec) for order in read.orders] == [key(order.spec) for order in told.orders]
     assert read.stages() == ("data", "cpt", "rank", "evaluate")
     assert read.packs == ((key(POINT),),)
+
+
+def test_points_of_known_rankings_are_written_as_they_were_asked_for_and_read_with_their_heads(root: Path) -> None:
+    build_ranking(Store(root))
+    told = toys.told(root, [POINT])
+    assert rewind_of(told.orders[-1].spec).select == Heads(heads=toys.ORDER[:2])
+    assert (
+        "heads" not in json.loads((told.folder / "plan.json").read_text())["orders"][-1]["spec"]["checkpoint"]["interventions"][0]["select"]
+    )
+    read = launch.load(told.folder)
+    assert read == told
+    assert [key(order.spec) for order in read.orders] == [key(order.spec) for order in told.orders]
+
+
+def test_a_ranking_that_became_known_after_the_launch_leaves_its_points_as_they_were_planned(root: Path) -> None:
+    told = toys.told(root, [POINT])
+    build_ranking(Store(root))
+    assert launch.load(told.folder) == told
+
+
+def test_a_launch_whose_ranking_was_removed_says_so(root: Path) -> None:
+    store = Store(root)
+    build_ranking(store)
+    told = toys.told(root, [POINT])
+    shutil.rmtree(store.folder(RANDOM))
+    with pytest.raises(ValueError, match="a ranking that it was planned with is gone, or another now; launch the study again"):
+        launch.load(told.folder)
+
+
+def test_what_waits_already_is_not_queued_again(root: Path) -> None:
+    first = toys.told(root, [MATH]).store()
+    before = (first.folder(MATH) / "status.json").stat()
+    second = toys.told(root, [MATH]).store()
+    assert (second.folder(MATH) / "status.json").stat() == before
+    assert second.status(MATH).state is State.QUEUED
+
+
+def build_ranking(store: Store) -> None:
+    lease = store.claim(RANDOM)
+    assert lease is not None
+    with store.building(RANDOM, lease) as work:
+        (work.product / "ranking.json").write_text(json.dumps({"order": toys.ORDER}))
+    lease.release()
 
 
 def test_the_steps_of_a_launch_are_queued_but_not_those_that_run_or_wait_for_a_ranking(root: Path) -> None:

@@ -89,7 +89,7 @@ def test_a_manifest_written_while_a_roster_is_made_has_one_of_its_own(
     fewer, plain = asked.model_copy(update={"points": asked.points[:2]}), roster.of
     with monkeypatch.context() as meanwhile:
         meanwhile.setattr(roster, "of", lambda *given: (plain(*given), study.save(store, fewer))[0])
-        roster.write(store, asked)
+        roster.write(store, asked, study.save(store, asked))
     agrees(store, fewer)
 
 
@@ -162,7 +162,7 @@ def large(root: Path, count: int) -> Store:
     manifest.parent.mkdir(parents=True)
     manifest.write_text("{not read}")
     named = Roster(study="large", entries=entries, needs=(), probes=(), chains={}, trainings=(), tracking=Tracking())
-    roster._keep(named, manifest, roster._stamp(manifest))
+    roster._keep(named, manifest, roster._stamp(manifest.stat()))
     return store
 
 

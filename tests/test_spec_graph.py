@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 import spec_cases as cases
-from cpt_lab.specs import Evaluation, TopOf, closure, key, rankings_of, settled
-from spec_cases import BASE, DELTA_NORM, EVALUATION, ONE_OF_EACH, PROTOCOL, RANDOM, TUNED, rewound, rewound_heads
+from cpt_lab.specs import Evaluation, Parts, TopOf, closure, from_parts, key, parse, rankings_of, read_parts, settled
+from spec_cases import BASE, DELTA_NORM, EVALUATION, FOLDER, ONE_OF_EACH, PROTOCOL, RANDOM, TUNED, rewound, rewound_heads
 
 TOP_OF = TopOf(ranking=RANDOM, fraction=0.25)
 
@@ -55,6 +57,46 @@ def test_settling_twice_is_settling_once() -> None:
     for spec in (*ONE_OF_EACH, rewound(RANDOM), rewound(RANDOM, 0), rewound(RANDOM, 1)):
         once = settled(spec, orders)
         assert settled(once, orders) == once
+
+
+@given(st.permutations(RANDOM.units), st.integers(0, len(RANDOM.units)))
+def test_a_settled_point_reads_back_as_itself_with_its_key(order: list[tuple[int, int]], count: int) -> None:
+    point = Evaluation(checkpoint=rewound(RANDOM, count / len(order)), protocol=PROTOCOL)
+    found = settled(point, {key(RANDOM): tuple(order)})
+    again = parse(found.model_dump())
+    assert again == found
+    assert key(again) == key(found)
+    chosen = {change.select.heads for change in getattr(found.checkpoint, "interventions", ())}
+    assert chosen == ({tuple(sorted(order[:count]))} if count else set())
+
+
+def test_a_point_that_is_as_simple_as_can_be_is_settled_as_it_is() -> None:
+    point = Evaluation(checkpoint=rewound_heads((0, 1)), protocol=PROTOCOL)
+    assert settled(point) is point
+
+
+def test_every_kind_of_spec_is_read_back_from_parts_that_are_written_once() -> None:
+    written = Parts()
+    texts = json.dumps([written.write(spec) for spec in (*ONE_OF_EACH, *ONE_OF_EACH)])
+    parts = read_parts(json.loads(json.dumps(written.written)))
+    again = [from_parts(data, parts) for data in json.loads(texts)]
+    assert again == [*ONE_OF_EACH, *ONE_OF_EACH]
+    assert list(map(key, again)) == list(map(key, (*ONE_OF_EACH, *ONE_OF_EACH)))
+    assert len(parts) == len({spec.model_dump_json() for spec in parts})
+
+
+def test_points_that_are_read_share_their_checkpoints_and_what_is_no_part_of_a_key_may_differ() -> None:
+    moved = FOLDER.but(path="/elsewhere")
+    points = [Evaluation(checkpoint=checkpoint, protocol=PROTOCOL) for checkpoint in (FOLDER, moved, FOLDER)]
+    written = Parts()
+    data = [written.write(point) for point in points]
+    parts = read_parts(written.written)
+    first, other, third = (from_parts(one, parts) for one in data)
+    assert (first, other, third) == tuple(points)
+    assert isinstance(first, Evaluation)
+    assert isinstance(third, Evaluation)
+    assert first.checkpoint is third.checkpoint
+    assert first.protocol is third.protocol
 
 
 def test_a_closure_holds_each_spec_once_and_needs_before_what_needs_them() -> None:

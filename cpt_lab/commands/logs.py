@@ -76,7 +76,7 @@ def _deepest(store: Store, one: Roster, name: str) -> tuple[str, Path]:
 def _by_key(store: Store, names: Sequence[str]) -> Path | None:
     if len(names) != 1 or not names[0] or "/" in names[0] or set(names[0]) & set("*?["):
         return None
-    return next((path.parent for path in store.root.glob(f"*/{names[0]}/spec.json")), None)
+    return next((path.parent for path in store.root.glob(f"*/{names[0]}/status.json")), None)
 
 
 def _no_point(name: str, every: Sequence[str], store: Store) -> str:

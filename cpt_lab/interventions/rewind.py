@@ -83,16 +83,16 @@ class Rewind(Intervention):
 
     def with_ranking(self, order: tuple[Unit, ...]) -> Rewind:
         assert isinstance(self.select, TopOf)
-        return self.but(select=self.select.ranking.selected(order[: self.select.count]))
+        return self.replaced(select=self.select.ranking.first(order, self.select.count))
 
     def settled(self) -> Rewind | None:
         select = self.select
         if isinstance(select, TopOf) and select.count in (0, len(select.ranking.units)):
-            select = select.ranking.selected(select.ranking.units[: select.count])
+            select = select.ranking.first(select.ranking.units, select.count)
         nothing = (isinstance(select, Heads) and not select.heads) or (isinstance(select, Matrices) and not select.matrices)
         if nothing:
             return None
-        return self if select is self.select else self.but(select=select)
+        return self if select is self.select else self.replaced(select=select)
 
     def patch(self, shape: ModelShape) -> Patch:
         """The copies from "base" that rewind the chosen units; ValueError while a ranking still stands for them."""

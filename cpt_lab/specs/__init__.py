@@ -35,6 +35,7 @@ from cpt_lab.specs.fingerprints import Fingerprint
 from cpt_lab.specs.graph import STORED, AnySpec, closure, parse, rankings_of, settled
 from cpt_lab.specs.internals import AttentionEntropy, AttentionMaps, LayerSimilarity, Prompts
 from cpt_lab.specs.mixtures import Contamination, Mixture, Part, Tokens
+from cpt_lab.specs.parts import Parts, from_parts, read_parts
 from cpt_lab.specs.patched import Choices, Intervention, Patched
 from cpt_lab.specs.protocols import ChatTask, GenerateTask, HarnessTask, Mean, OlmesTask, PerplexityTask, Protocol, Task
 from cpt_lab.specs.rankings import (
@@ -93,6 +94,7 @@ __all__ = [
     "OlmesTask",
     "OlmoCoreCheckpoint",
     "Part",
+    "Parts",
     "Patched",
     "PerplexityTask",
     "Probe",
@@ -122,9 +124,11 @@ __all__ = [
     "canonical_json",
     "closure",
     "digest",
+    "from_parts",
     "identity",
     "key",
     "parse",
     "rankings_of",
+    "read_parts",
     "settled",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -41,7 +42,7 @@ class ModelShape(Spec):
     def total_heads(self) -> int:
         return self.num_layers * self.num_heads
 
-    @property
+    @cached_property  # asked for by every point that is scored with it
     def parameters(self) -> int:
         """All weights: of the layers' matrices, biases and norms, of the embedding, and of the output matrix unless it is that too."""
         row = family(self.family)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import operator
 from collections.abc import Iterator
 from typing import Annotated, Any
 
@@ -33,30 +33,11 @@ STORED: tuple[type[Spec], ...] = (
 KINDS: dict[str, type[Spec]] = {cls.model_fields["kind"].default: cls for cls in STORED}
 
 
-def parse(data: dict[str, Any], known: dict[str, Spec] | None = None) -> Spec:
-    """The spec that `model_dump` wrote, by its `kind`; ValueError if this version does not know the kind.
-
-    Specs that are read with the same `known` share their equal parts: thousands of points hold the same checkpoint, which is then
-    validated, and written out for their keys, once.
-    """
+def parse(data: dict[str, Any]) -> Spec:
+    """The spec that `model_dump` wrote, by its `kind`; ValueError if this version does not know the kind."""
     if data.get("kind") not in KINDS:
         raise ValueError(f"unknown kind of spec {data.get('kind')!r}; this version knows {', '.join(sorted(KINDS))}")
-    parts = data if known is None else {name: _shared(value, known) for name, value in data.items()}
-    return KINDS[data["kind"]].model_validate(parts)
-
-
-def _shared(value: Any, known: dict[str, Spec]) -> Any:
-    """The value with the specs in it parsed, each once."""
-    if isinstance(value, list):
-        return [_shared(item, known) for item in value] if value and isinstance(value[0], dict) else value
-    if not isinstance(value, dict):
-        return value
-    if value.get("kind") not in KINDS:
-        return {name: _shared(item, known) for name, item in value.items()}
-    text = json.dumps(value)
-    if text not in known:
-        known[text] = parse(value, known)
-    return known[text]
+    return KINDS[data["kind"]].model_validate(data)
 
 
 AnySpec = Annotated[SerializeAsAny[Spec], BeforeValidator(lambda value: parse(value) if isinstance(value, dict) else value)]
@@ -93,7 +74,8 @@ def settled(spec: Spec, orders: dict[str, tuple[Unit, ...]] | None = None) -> Sp
     Points of different criteria that select the same heads become one value, and so one result: all curves share their ends.
     """
     if fields := _checkpoints(spec):
-        return spec.but(**{name: settled(getattr(spec, name), orders) for name in fields})
+        simplest = {name: settled(getattr(spec, name), orders) for name in fields}
+        return spec if all(simplest[name] is getattr(spec, name) for name in fields) else spec.replaced(**simplest)
     if not isinstance(spec, Patched):
         return spec
     changes = []
@@ -101,10 +83,12 @@ def settled(spec: Spec, orders: dict[str, tuple[Unit, ...]] | None = None) -> Sp
         for ranking in change.rankings():
             if orders and key(ranking) in orders:
                 change = change.with_ranking(orders[key(ranking)])
-        simplest = change.settled()
-        if simplest is not None:
-            changes.append(simplest)
-    return spec.but(interventions=tuple(changes)) if changes else spec.tuned
+        simpler = change.settled()
+        if simpler is not None:
+            changes.append(simpler)
+    if len(changes) == len(spec.interventions) and all(map(operator.is_, changes, spec.interventions)):
+        return spec
+    return spec.replaced(interventions=tuple(changes)) if changes else spec.tuned
 
 
 def _checkpoints(spec: Spec) -> tuple[str, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import cached_property, lru_cache
+from itertools import compress
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -86,9 +87,13 @@ class Ranking(Spec):
         if self.unit == "matrix":
             return Matrices.model_validate({"matrices": units})
         if self.unit == "head":
-            return _heads(units)
+            return _first_heads(units, len(units))
         heads = range(self.shape.num_heads)
         return Heads(heads=tuple((layer, head) for layer, part in units for head in (heads if part == WHOLE_LAYER else (int(part),))))
+
+    def first(self, order: tuple[Unit, ...], count: int) -> Heads | Matrices:
+        """The first `count` units of an order of them as explicit heads or matrices."""
+        return _first_heads(order, count) if self.unit == "head" else self.selected(order[:count])
 
     def label(self) -> str:
         plural = {"head": "", "matrix": "matrices", "layer": "layers"}
@@ -173,10 +178,27 @@ class TopOf(Spec):
 Selection = Annotated[Heads | Matrices | TopOf, Field(discriminator="kind")]
 
 
-@lru_cache(maxsize=1 << 13)  # the points of a study are settled several times, and writing out a thousand heads for a key takes long
-def _heads(units: tuple[Unit, ...]) -> Heads:
-    """Heads that come from a ranking's own order, and so need no validation."""
-    return Heads.model_construct(heads=tuple(sorted({(layer, int(part)) for layer, part in units})))
+@lru_cache(maxsize=1 << 13)  # the points of a study are settled several times
+def _first_heads(order: tuple[Unit, ...], count: int) -> Heads:
+    """Heads that come from a ranking's own order, and so need no validation, with their text, which a key is made of.
+
+    Thousands of points take each another share of the same thousand heads: those are sorted and written out once.
+    """
+    heads, texts, places = _sorted_heads(order)
+    chosen = [place < count for place in places]
+    made = Heads.model_construct(heads=tuple(compress(heads, chosen)))
+    made.__dict__["_canonical"] = f'{{"heads":[{",".join(compress(texts, chosen))}],"kind":"heads"}}'
+    return made
+
+
+@lru_cache(maxsize=1 << 10)
+def _sorted_heads(order: tuple[Unit, ...]) -> tuple[list[Head], list[str], list[int]]:
+    """(the heads of an order, sorted; each as text; the place that each has in the order)."""
+    places: dict[Head, int] = {}
+    for place, (layer, head) in enumerate(order):
+        places.setdefault((layer, int(head)), place)
+    heads = sorted(places)
+    return heads, [f"[{layer},{head}]" for layer, head in heads], [places[head] for head in heads]
 
 
 @lru_cache(maxsize=4)  # a thousand specs, asked for at every look at what a greedy ranking waits for
