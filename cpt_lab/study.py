@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import os
 import re
@@ -12,6 +11,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, field_validator
 
+from cpt_lab.names import nearest
 from cpt_lab.specs import (
     AnySpec,
     Evaluation,
@@ -126,9 +126,7 @@ def _common(configs: Sequence[dict[str, Any]]) -> dict[str, Any]:
 def no_such(store: Store, name: str) -> str:
     """What to say of a study that is not there: the nearest names and the list."""
     known = names(store)
-    close = difflib.get_close_matches(name, known, n=2, cutoff=0.5)
-    guess = f" (did you mean {' or '.join(close)}?)" if close else ""
-    return f"no study {name!r} in {store.root}{guess}; there are: {', '.join(known) or 'none yet'}"
+    return f"no study {name!r} in {store.root}{nearest(name, known)}; there are: {', '.join(known) or 'none yet'}"
 
 
 def names(store: Store) -> list[str]:
