@@ -180,13 +180,11 @@ def _status(given: Words) -> int:
 def _relaunch(verb: str, given: Words) -> int:
     """The study's last launch once more: for all that is missing, or for what failed or was lost."""
     asked, chosen, where = relaunch.last(given.store, given.one(verb))
-    if verb == "resume":
-        return _run(asked, chosen, where, saved=True)
-    again = relaunch.among(given, given.store, asked)
-    if not again:
+    among = relaunch.among(given, given.store, asked) if verb == "retry" else None
+    if among == []:
         print(f"study {asked.name}: nothing to try again; `python -m cpt_lab resume {asked.name}` goes on with what is missing")
         return 0
-    return _run(asked, chosen, where, among=again, saved=True)
+    return _materialize(asked, chosen, where) if chosen.out is not None else _run(asked, chosen, where, among=among, saved=True)
 
 
 # ---------------------------------------------------------------------------------------------------- what a launch does

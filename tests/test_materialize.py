@@ -244,6 +244,18 @@ def test_the_card_says_what_was_done_to_what_and_with_which_code(place: Place) -
 
 
 @pytest.mark.slow
+def test_resume_goes_on_and_writes_the_folder(place: Place) -> None:
+    (spec,) = place.made()
+    before = weights_digest(place.folder / "half")
+    shutil.rmtree(place.folder / "half")
+    shutil.rmtree(place.store.folder(spec))
+    answer = there("resume", "quickstart_materialized", "results=results", cwd=place.folder)
+    assert answer.code == 0, answer.out + answer.err
+    assert answer.out.splitlines()[-1] == f"checkpoint: {place.folder / 'half'}"
+    assert weights_digest(place.folder / "half") == before
+
+
+@pytest.mark.slow
 def test_target_materialize_with_a_folder_writes_the_same(place: Place) -> None:
     chosen = ("criterion=random", "criterion.seed=1", "intervention.direction=ascending", "intervention.fraction=0.5")
     answer = place.run("target=materialize", "intervention=rewind", *chosen, "out=deep/again")

@@ -60,4 +60,4 @@ def _settings(kept: dict[str, object], folder: Path, store: Store) -> Settings:
             f"{folder / 'settings.json'} was written by another version of cpt_lab ({'.'.join(map(str, first['loc']))}: {first['msg']}): "
             "launch the study with its own command"
         ) from None
-    return chosen.model_copy(update={"results": store.root, "verb": "run", "out": None})
+    return chosen.model_copy(update={"results": store.root})
