@@ -116,7 +116,8 @@ def _build_recorded(workshop: Workshop, spec: Spec, lease: Lease) -> None:
             while not _fits(workshop, spec, work):
                 work.clear()
                 workshop.make_smaller()
-            facts = provenance.facts(time.monotonic() - started, workshop.code)
+            seconds = time.monotonic() - started if work.seconds is None else work.seconds
+            facts = provenance.facts(seconds, workshop.code)
             warnings = vocabularies.warnings(spec, workshop.product)
             facts |= {"work": asdict(rates.work(spec)), "execution": workshop.how.model_dump(), "warnings": warnings}
             store.write_provenance(spec, facts)

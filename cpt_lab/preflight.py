@@ -69,7 +69,8 @@ def check_budgets(todo: Plan, store: Store, how: Execution) -> None:
     ]
     local.build_here(store, [tokens for _, tokens in parts], how)
     for part, tokens in parts:
-        check_budget(part, int(read_json(store.product(tokens) / "manifest.json")["tokens"]))
+        manifest = read_json(store.product(tokens) / "manifest.json")
+        check_budget(part, int(manifest["tokens"]), unended=int(manifest.get("unended", 0)))
 
 
 def missing_here(todo: Plan, where: str) -> list[str]:

@@ -82,6 +82,7 @@ class Workspace:
         self.folder = folder
         self.product = product
         self.scratch = folder / "scratch"
+        self.seconds: float | None = None  # of all attempts, by a builder that goes on from where an earlier one was interrupted
         self._reported = 0.0
 
     def clear(self) -> None:

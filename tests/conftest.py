@@ -6,8 +6,12 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from training_cases import Made
 
 QUIET = {
     "OMP_NUM_THREADS": "1",  # before anything imports torch, and for the processes that tests start
@@ -32,3 +36,11 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_unconfigure(config: pytest.Config) -> None:
     shutil.rmtree(config.stash[_FOLDER], ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    """What the training runs of the tests need; nobody changes it."""
+    import training_cases  # not for tests that train nothing
+
+    return training_cases.make(tmp_path_factory.mktemp("made"))

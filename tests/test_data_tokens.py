@@ -330,6 +330,16 @@ def test_ready_made_token_files_are_taken_as_they_are(dtype: Any, tmp_path: Path
     assert (read_manifest(product)["documents"], tokens.available_tokens(product)) == (2, 6)
 
 
+def test_what_a_ready_made_file_does_not_end_is_the_next_ones_and_after_the_last_it_is_not_counted(
+    tmp_path: Path, tokenizer_folder: Path, encoder: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(token_files, "BLOCK", 2)
+    eos = encoder.eos_token_id
+    files = [np.asarray(ids, dtype=np.uint16) for ids in ([5, eos, 6, eos, 7], [8, eos, 9, 9, 9])]
+    manifest = read_manifest(adopted(tmp_path / "ready", files, tokenizer_folder))
+    assert (manifest["documents"], manifest["tokens"], manifest["unended"]) == (3, 7, 3)
+
+
 @pytest.mark.parametrize(
     ("contents", "message"),
     [

@@ -20,18 +20,11 @@ from cpt_lab.architecture import shape_from_config
 from cpt_lab.data import tokens
 from cpt_lab.execution import Execution
 from cpt_lab.specs import Recipe
-from cpt_lab.training import checks, engine
-from cpt_lab.training.saving import save_checkpoint
+from cpt_lab.training import checks, engine, mixing, saving
 from cpt_lab.training.validation import held_out
-from training_cases import MIXTURE, ON_CPU, RECIPE, SHAPE, SPEC, STEPS, Made, make, metrics, same_bits, weights, workspace
+from training_cases import MIXTURE, OLD_IMPORTS, ON_CPU, RECIPE, SHAPE, SPEC, STEPS, Made, metrics, same_bits, weights, workspace
 
-# olmo_core's own imports: a deprecated use of torch's distributed package.
-pytestmark = [pytest.mark.filterwarnings("ignore::DeprecationWarning"), pytest.mark.filterwarnings("ignore::FutureWarning")]
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
-    return make(tmp_path_factory.mktemp("made"))
+pytestmark = OLD_IMPORTS
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +45,7 @@ def test_the_saved_folder_gives_the_logits_of_the_trained_model(tmp_path: Path, 
     for name, parameter in model.named_parameters():
         if "norm" in name:  # ones tell no norm from another
             torch.nn.init.uniform_(parameter, 0.5, 1.5, generator=torch.Generator().manual_seed(len(name)))
-    save_checkpoint(model, SHAPE, tokenizer=made.tokenizer, folder=tmp_path)
+    saving.save_checkpoint(model, SHAPE, tokenizer=made.tokenizer, folder=tmp_path)
     ids = torch.randint(0, SHAPE.vocab_size, (3, 40), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         expected = model(ids)
@@ -376,6 +369,26 @@ def test_a_start_with_another_tokenizer_is_refused(base: Path, tmp_path: Path, m
     (other / "tokenizer.json").write_text(json.dumps(data))
     with pytest.raises(ValueError, match=r"training starts from a checkpoint with another tokenizer: .* tokens have not the same id"):
         made.train(tmp_path / "run", SPEC.but(start=SPEC), start=other)
+
+
+@pytest.mark.parametrize("halvings", [0, 2])  # several sequences at a time, and one
+@pytest.mark.parametrize(
+    ("module", "name", "what"),
+    [
+        (mixing, "read_tokens", "the token files of the mixture"),
+        (engine, "build_loader", "the order of the mixture's sequences"),
+        (saving, "save_checkpoint", "the weights while they are written"),
+    ],
+)
+def test_memory_that_does_not_hold_something_else_is_not_said_to_be_the_batchs(
+    halvings: int, module: Any, name: str, what: str, tmp_path: Path, made: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise MemoryError("Unable to allocate 7.45 GiB for an array")
+
+    monkeypatch.setattr(module, name, full)
+    with pytest.raises(ValueError, match=f"memory does not hold {what}: .*memory_gb on SLURM"):
+        made.train(tmp_path, how=ON_CPU.model_copy(update={"halvings": halvings}))
 
 
 def test_memory_that_holds_no_single_sequence_names_what_can_be_changed(

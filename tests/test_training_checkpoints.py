@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 from pathlib import Path
@@ -12,19 +13,15 @@ from compositions import points, refused
 from cpt_lab import checkpoints
 from cpt_lab.build import Workshop, ensure
 from cpt_lab.execution import Execution
-from cpt_lab.specs import Intermediate, OlmoCoreCheckpoint, key
+from cpt_lab.specs import Intermediate, Mixture, OlmoCoreCheckpoint, Part, key
 from cpt_lab.store import Store
-from cpt_lab.training import engine, saving
-from cpt_lab.training.run import kept_steps
-from training_cases import ON_CPU, RECIPE, SHAPE, SPEC, STEPS, TOKENIZER, Made, make, same_bits, weights, workspace
+from cpt_lab.training import checks, engine, saving
+from cpt_lab.training.watching import kept_steps
+from training_cases import CORPUS, OLD_IMPORTS, ON_CPU, RECIPE, SHAPE, SPEC, STEPS, TOKENIZER, Made, same_bits, weights, workspace
 
 BATCH = RECIPE.batch_tokens
-pytestmark = [pytest.mark.filterwarnings("ignore::DeprecationWarning"), pytest.mark.filterwarnings("ignore::FutureWarning")]
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
-    return make(tmp_path_factory.mktemp("made"))
+DIVERGES = SPEC.but(recipe=RECIPE.but(lr=1e38, warmup_tokens=0))
+pytestmark = OLD_IMPORTS
 
 
 @pytest.fixture(scope="module")
@@ -111,6 +108,53 @@ def test_what_is_kept_is_what_somebody_wants_and_every_so_many_tokens(
     how: dict[str, object], keep: tuple[int, ...], steps: set[int]
 ) -> None:
     assert kept_steps(SPEC, keep, Execution(**how)) == steps
+
+
+def test_a_run_that_is_made_up_to_a_place_keeps_what_is_wanted_up_to_there_alone() -> None:
+    how = Execution(keep_every=2 * BATCH, keep_at=(3 * BATCH,))
+    assert kept_steps(SPEC, (4 * BATCH, 6 * BATCH, 12 * BATCH), how, until=6 * BATCH) == {4, 6}
+
+
+def test_a_run_that_is_made_up_to_a_place_writes_and_asks_room_for_its_weights_there_alone(
+    tmp_path: Path, made: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[dict[str, int]] = []
+    monkeypatch.setattr(checks, "check_room", lambda *_, **needed: asked.append(needed))
+    often = ON_CPU.model_copy(update={"keep_every": BATCH})
+    made.train(tmp_path, how=often, keep=(3 * BATCH,), until=3 * BATCH)
+    assert [path.name for path in (tmp_path / "scratch" / "intermediates").iterdir()] == [str(3 * BATCH)]
+    assert [needed["folders"] for needed in asked] == [1, 1]  # before it begins, and before it writes them
+
+
+@pytest.mark.parametrize(
+    ("keep", "until", "message"),
+    [
+        ((2 * BATCH,), None, "the loss of step 2 is no number"),  # step 2 is none whose metrics are collected
+        ((1 * BATCH,), 1 * BATCH, "the weights after step 1 are no numbers"),  # no further step would tell
+    ],
+)
+def test_weights_of_a_run_that_diverged_are_not_kept(
+    keep: tuple[int, ...], until: int | None, message: str, tmp_path: Path, made: Made, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.CRITICAL)
+    with pytest.raises(ValueError, match=rf"training diverged: {message}: lower training.lr .* held documents \d+"):
+        made.train(tmp_path, DIVERGES, keep=keep, until=until)
+    assert not (tmp_path / "scratch" / "intermediates").exists()
+
+
+def test_the_last_weights_of_a_run_that_diverged_are_no_product(tmp_path: Path, made: Made, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.CRITICAL)
+    one = Mixture(name="one", parts=(Part(corpus=CORPUS, tokens=BATCH),))
+    with pytest.raises(ValueError, match="training diverged: the weights after step 1 are no numbers"):
+        made.train(tmp_path, DIVERGES.but(mixture=one, recipe=DIVERGES.recipe.but(lr_final_share=1.0)))
+    assert list((tmp_path / "product").iterdir()) == []
+
+
+def test_a_state_of_a_run_that_diverged_is_not_kept(tmp_path: Path, made: Made, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.CRITICAL)
+    with pytest.raises(ValueError, match="training diverged: the weights after step 1 are no numbers"):
+        made.train(tmp_path, DIVERGES, how=ON_CPU.model_copy(update={"checkpoint_minutes": 1e-9}))
+    assert list((tmp_path / "scratch" / "states").glob("step*")) == []
 
 
 @pytest.mark.slow

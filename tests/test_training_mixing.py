@@ -81,6 +81,23 @@ def test_more_tokens_than_a_source_has_are_refused(sources: list[Path]) -> None:
         mixed(mixture(21, 20), sources)
 
 
+@pytest.mark.parametrize("counts", [{"tokens": 20, "unended": 2}, {"tokens": 22}], ids=["whole", "all, as older manifests do"])
+def test_tokens_after_the_last_end_of_text_are_no_part_of_a_source(sources: list[Path], counts: dict[str, int]) -> None:
+    file, manifest = sources[0] / FILE, sources[0] / "manifest.json"
+    ids = np.concatenate([np.fromfile(file, dtype=np.uint16), np.asarray([7, 7], dtype=np.uint16)])
+    ids.tofile(file)
+    files = [{"path": FILE, "tokens": 22, "sha256": file_digest(file)}]
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {**counts, "files": files}))
+    with pytest.raises(ValueError, match=r"asks for 21 tokens of corpus math, which has 20, and 2 after its last end of text.*lower"):
+        mixed(mixture(21, 20), sources)
+    result, whole = mixed(mixture(20, 20), sources)
+    assert 7 not in whole
+    assert sorted(whole.tolist()) == sorted([*ids[:20].tolist(), *np.fromfile(sources[1] / FILE, dtype=np.uint16).tolist()])
+    assert result.epochs == {"math": 1.0, "text": 1.0}
+    again, repeated = mixed(mixture(21, 20, oversample=True), sources)
+    assert again.tokens == len(repeated) == 41
+
+
 def test_the_seed_decides_the_order(sources: list[Path]) -> None:
     first, again, other = (mixed(mixture(20, 20, seed=seed), sources)[1].tolist() for seed in (0, 0, 1))
     assert first == again

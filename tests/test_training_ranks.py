@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
+import re
 import signal
 import stat
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -21,19 +25,16 @@ from hypothesis import strategies as st
 from cpt_lab.execution import Execution
 from cpt_lab.failures import ProcessLost
 from cpt_lab.specs import Mixture, Part
-from cpt_lab.training import memory, ranks
+from cpt_lab.training import checks, memory, ranks
 from cpt_lab.training.ranks import Team
-from training_cases import CORPUS, MIXTURE, ON_CPU, RECIPE, SHAPE, SPEC, Made, make, metrics, same_bits, weights, workspace
+from cpt_lab.training.run import train_here
+from processes import wait_for
+from training_cases import CORPUS, MIXTURE, OLD_IMPORTS, ON_CPU, RECIPE, SHAPE, SPEC, Made, metrics, same_bits, weights, workspace
 
 BATCH = RECIPE.batch_tokens
 TWO = ON_CPU.model_copy(update={"ranks": 2, "checkpoint_minutes": 1e-9})
 LONG = SPEC.but(mixture=Mixture(name="long", parts=(Part(corpus=CORPUS, tokens=60 * BATCH, oversample=True),)))
-pytestmark = [pytest.mark.filterwarnings("ignore::DeprecationWarning"), pytest.mark.filterwarnings("ignore::FutureWarning")]
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
-    return make(tmp_path_factory.mktemp("made"))
+pytestmark = OLD_IMPORTS
 
 
 def children(word: str) -> list[psutil.Process]:
@@ -130,6 +131,7 @@ def test_a_rank_that_is_killed_ends_the_others_and_the_run_goes_on_to_the_same_b
     assert children("cpt_lab.training.rank") == []
     assert same_bits(made.train(work, LONG, how=TWO), made.train(tmp_path / "whole", LONG, how=TWO))
     assert [line["step"] for line in metrics(work.product)] == list(range(1, 61))
+    assert work.seconds == json.loads((work.product / "training.json").read_text())["seconds"]
 
 
 @pytest.mark.slow
@@ -170,6 +172,38 @@ def test_a_signal_to_the_process_that_started_the_ranks_saves_their_state_first(
 def test_what_a_rank_raises_is_raised_where_they_were_started(tmp_path: Path, made: Made) -> None:
     with pytest.raises(ValueError, match=r"training diverged: the loss of step \d+ is no number: .* held documents \d+"):
         made.train(tmp_path, SPEC.but(recipe=RECIPE.but(lr=1e38, warmup_tokens=0)), how=TWO)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("looks", "keep", "message"), [(0, (), "2 states .* and 1 folders"), (1, (), "1 states"), (1, (BATCH,), "1 folders")]
+)
+def test_all_ranks_fail_alike_when_the_first_finds_no_room(
+    looks: int, keep: tuple[int, ...], message: str, tmp_path: Path, made: Made
+) -> None:
+    torch.multiprocessing.spawn(train_until_no_room, args=(tmp_path, made, looks, keep), nprocs=2)
+    first, second = ((tmp_path / f"error{rank}").read_text() for rank in range(2))
+    assert first == second
+    assert re.search(rf"{message} .*of model smallest take .* free some space", first)
+
+
+def train_until_no_room(rank: int, folder: Path, made: Made, looks: int, keep: tuple[int, ...]) -> None:
+    """One of two processes; the first one finds room so many times, and the other would always."""
+    import torch.distributed as dist
+
+    free = iter([10**12] * looks if rank == 0 else itertools.repeat(10**12))
+    checks.shutil.disk_usage = lambda _: SimpleNamespace(free=next(free, 0))
+    torch.set_num_threads(1)
+    os.environ.update({"LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": "2", "OLMO_SHARED_FS": "1"})
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+    work = workspace(folder)
+    work.scratch.mkdir(exist_ok=True)
+    try:
+        train_here(SPEC, work, inputs=replace(made.inputs, keep=keep), how=TWO)
+    except OSError as error:
+        (folder / f"error{rank}").write_text(str(error))
+    wait_for((folder / f"error{1 - rank}").exists, what="the other's failing")  # what it has not heard yet goes with this process
+    os._exit(0)  # what is under way in other threads is nobody's any more
 
 
 SRUN = """#!/bin/bash

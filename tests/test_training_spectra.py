@@ -36,8 +36,7 @@ MEASURES = ("stable_rank", "pl_alpha", "spectral_gap", "spectral_entropy", "mp_e
 WATCH = Watch(every=2, measures=MEASURES, heads=True)
 STEPS = 12
 
-# olmo_core's own imports: a deprecated use of torch's distributed package.
-pytestmark = [pytest.mark.filterwarnings("ignore::DeprecationWarning"), pytest.mark.filterwarnings("ignore::FutureWarning")]
+pytestmark = cases.OLD_IMPORTS
 
 
 @pytest.fixture
@@ -226,11 +225,6 @@ def test_a_run_that_was_not_watched_leaves_no_table(tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------------------------------ real runs
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> cases.Made:
-    return cases.make(tmp_path_factory.mktemp("made"))
-
-
 WATCHED = cases.SPEC.but(watch=Watch(every=5, measures=("stable_rank", "rank_decay_alpha", "pl_alpha", "mp_edge"), heads=True))
 CHEAP = cases.ON_CPU.model_copy(update={"spectra_share": 0.999})  # so that the machine's load has no say in which steps are measured
 
@@ -255,6 +249,16 @@ def test_the_last_rows_are_the_table_of_the_checkpoint(watched: Path, tmp_path: 
     table = spectra.table(watched, measures=WATCHED.watch.measures, results=tmp_path, device="cpu", threads=1)
     last = rows[rows["step"] == 20].drop(columns=["step", "tokens"]).reset_index(drop=True)
     pd.testing.assert_frame_equal(last, table[list(last.columns)], rtol=1e-12, check_dtype=False)
+
+
+@pytest.mark.slow
+def test_a_run_that_diverged_says_so_before_its_spectra_are_taken(
+    made: cases.Made, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.CRITICAL)
+    diverges = WATCHED.but(recipe=cases.RECIPE.but(lr=1e38, warmup_tokens=0), watch=WATCHED.watch.but(every=1))
+    with pytest.raises(ValueError, match="training diverged: the weights after step 1 are no numbers"):
+        made.train(tmp_path, diverges, how=CHEAP)
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from safetensors.torch import load_file
 
@@ -17,6 +18,8 @@ from cpt_lab.specs import BpeTokenizer, BuiltinCorpus, Mixture, ModelShape, Part
 from cpt_lab.store import Workspace
 from cpt_lab.training.run import Inputs, train
 
+# A deprecated use of torch's distributed package by what olmo_core imports.
+OLD_IMPORTS = [pytest.mark.filterwarnings("ignore::DeprecationWarning"), pytest.mark.filterwarnings("ignore::FutureWarning")]
 CORPUS = BuiltinCorpus(name="math", documents=600, held_out=20)
 TOKENIZER = BpeTokenizer(corpora=(CORPUS,), vocab_size=320)
 SHAPE = ModelShape(

@@ -35,7 +35,7 @@ def build_corpus(spec: TokenFilesCorpus, work: Workspace) -> None:
 
 
 def adopt(spec: Tokens, corpus: Path, tokenizer: Path, work: Workspace) -> None:
-    """Write the manifest of a token product whose files are the corpus's own.
+    """Write the manifest of a token product whose files are the corpus's own: `tokens` of whole documents, `unended` after the last.
 
     ValueError for a vocabulary that the files' type cannot hold, for ids that the tokenizer does not have, or files without its EOS.
     """
@@ -51,8 +51,10 @@ def adopt(spec: Tokens, corpus: Path, tokenizer: Path, work: Workspace) -> None:
             f"tokenizer {spec.tokenizer.label()} has {len(encoder):,} tokens, more than {known['dtype']} of corpus {spec.corpus.name} can "
             "tell apart: it was made with another tokenizer, or give dtype: uint32"
         )
-    documents = sum(_documents(np.memmap(file["path"], dtype=known["dtype"], mode="r"), file["path"], encoder) for file in known["files"])
-    facts = {"documents": documents, "dropped": 0, "vocab_size": len(encoder), "eos": int(encoder.eos_token_id)}
+    counted = [_documents(np.memmap(file["path"], dtype=known["dtype"], mode="r"), file["path"], encoder) for file in known["files"]]
+    unended = counted[-1][1]  # what a file before the last one does not end, the next one does
+    facts = {"documents": sum(ended for ended, _ in counted), "tokens": known["tokens"] - unended, "unended": unended}
+    facts |= {"dropped": 0, "vocab_size": len(encoder), "eos": int(encoder.eos_token_id)}
     digests = {"sha256": known["files_digest"], "tokenizer_sha256": file_digest(tokenizer / "tokenizer.json")}
     (work.product / "manifest.json").write_text(json.dumps({**known, **facts, **digests, "corpus": known}, indent=1))
 
@@ -69,9 +71,14 @@ def _checked(path: Path, dtype: str) -> dict[str, Any]:
     return {"path": str(path), "tokens": size // width, "sha256": remembered_digest(path)}
 
 
-def _documents(tokens: np.ndarray, path: str, encoder: Any) -> int:
-    """How many documents the tokenizer's EOS ends; ValueError if there is none, or an id that the tokenizer does not have."""
-    ended = 0
+def _documents(tokens: np.ndarray, path: str, encoder: Any) -> tuple[int, int]:
+    """How many documents the tokenizer's EOS ends, and how many tokens come after the last one.
+
+    ValueError if there is none, or an id that the tokenizer does not have.
+    """
+    import numpy as np
+
+    ended, stop = 0, 0
     for start in range(0, len(tokens), BLOCK):
         block = tokens[start : start + BLOCK]
         if int(block.max()) >= len(encoder):
@@ -79,7 +86,9 @@ def _documents(tokens: np.ndarray, path: str, encoder: Any) -> int:
                 f"token file {path} has the id {int(block.max())}, and the tokenizer {len(encoder):,} tokens: it was made with another "
                 "tokenizer, or its dtype is another one"
             )
-        ended += int((block == encoder.eos_token_id).sum())
+        stops = np.flatnonzero(block == encoder.eos_token_id)
+        if len(stops):
+            ended, stop = ended + len(stops), start + int(stops[-1]) + 1
     if not ended:
         raise ValueError(f"token file {path} has no end of text ({encoder.eos_token_id}): it was made with another tokenizer")
-    return ended
+    return ended, len(tokens) - stop

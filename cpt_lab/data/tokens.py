@@ -180,15 +180,16 @@ def token_paths(folder: Path) -> list[Path]:
 
 
 def available_tokens(folder: Path) -> int:
-    """How many tokens the files hold, EOS included."""
+    """How many tokens the whole documents of the files have, EOS included."""
     return int(read_manifest(folder)["tokens"])
 
 
-def check_budget(part: Part, available: int) -> None:
-    """ValueError if the part asks for more tokens than there are, unless it may repeat them."""
+def check_budget(part: Part, available: int, *, unended: int = 0) -> None:
+    """ValueError if the part asks for more tokens than whole documents have, unless it may repeat them; `unended` come after the last."""
     if part.tokens > available and not part.oversample:
+        beside = f", and {unended:,} after its last end of text, which are no document" if unended else ""
         raise ValueError(
-            f"the mixture asks for {part.tokens:,} tokens of corpus {part.corpus.name}, which has {available:,}: "
+            f"the mixture asks for {part.tokens:,} tokens of corpus {part.corpus.name}, which has {available:,}{beside}: "
             "lower the tokens or set oversample: true to repeat it"
         )
 

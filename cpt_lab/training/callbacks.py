@@ -8,20 +8,23 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import psutil
 import torch
 import torch.distributed as dist
-from olmo_core.distributed.utils import broadcast_object, get_rank, get_world_size, is_distributed
+from olmo_core.distributed.utils import broadcast_object, get_local_tensor, get_rank, get_world_size, is_distributed
 from olmo_core.train.callbacks import Callback, CheckpointerCallback
 from olmo_core.train.common import TRAIN_CE_LOSS_METRIC
 
 from cpt_lab.store import write_atomically
 from cpt_lab.training.engine import COLLECT_STEPS
+
+if TYPE_CHECKING:
+    from olmo_core.data import DataLoaderBase
 
 LINES = 500  # of metrics.jsonl at most, evenly spread over the steps
 MEGABYTE = 2**20
@@ -36,27 +39,47 @@ NAMES = {
 
 
 class Diverged(ValueError):
-    """The loss is no longer a number."""
+    """The loss, or a weight, is no longer a number."""
 
 
 @dataclass
 class Recorder(Callback):
-    """Appends metrics to a jsonl file, tells the progress and stops a run whose loss is not finite, naming the batch."""
+    """Appends metrics to a jsonl file, tells the progress and stops a run that diverged, naming the batch.
+
+    It counts the run's seconds from its own making on; an attempt that goes on from a state adds to those that the state has.
+    """
 
     path: Path
     steps: int
     report: Callable[[float, float, str], None]
-    blame: Callable[[int], str]  # step -> what its batch held
+    blame: Callable[[int, DataLoaderBase], str]  # step -> what its batch held
     peak_flops: float = 0.0  # of all ranks together; 0: not known, no MFU
+    clock: Callable[[], float] = time.perf_counter
+    _seconds_before: float = 0.0  # of the attempts before this one, up to the state that it goes on from
+    _made: float = field(init=False)
     _since: tuple[float, int] = (0.0, 0)
     _losses: list[tuple[int, torch.Tensor]] = field(default_factory=list)
     _began: bool = False
+
+    def __post_init__(self) -> None:
+        self._made = self.clock()
+
+    @property
+    def seconds(self) -> float:
+        """Of all attempts; what one of them did after its last state is lost, and does not count."""
+        return self._seconds_before + self.clock() - self._made
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"seconds": self.seconds}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._seconds_before = state_dict.get("seconds", 0.0)
 
     def pre_train(self) -> None:
         """Drop what an interrupted run wrote after the state that this one goes on from."""
         if get_rank() == 0:
             write_atomically(self.path, "".join(f"{line}\n" for line in lines_up_to(self.path, self.step)))
-        self._since = (time.perf_counter(), self.trainer.global_train_tokens_seen)
+        self._since = (self.clock(), self.trainer.global_train_tokens_seen)
 
     def pre_optim_step(self) -> None:
         loss = self.trainer.get_metric(TRAIN_CE_LOSS_METRIC)
@@ -67,13 +90,10 @@ class Recorder(Callback):
         if self.step % COLLECT_STEPS and self._began and self.step != self.steps:
             return
         self._began = True  # as OLMo-core's trainer collects its metrics: after the first step, then every so many, and the last
-        bad = first_not_finite(self._losses, self.trainer.device)
-        self._losses.clear()
-        if bad is not None:
-            raise Diverged(
-                f"training diverged: the loss of step {bad} is no number: lower training.lr or raise training.warmup_tokens, or look at "
-                f"its batch, which held {self.blame(bad)}"
-            )
+        if self.step == self.steps:
+            self.check()  # these weights are the run's product, and no further step would tell
+        else:
+            self._check_losses()
 
     def post_step(self) -> None:
         if get_rank() == 0:
@@ -90,11 +110,29 @@ class Recorder(Callback):
         with self.path.open("a") as file:
             file.write(json.dumps(line) + "\n")
 
+    def check(self) -> None:
+        """Diverged if a loss so far or a weight is no number. Every rank calls it, before weights are kept or measured."""
+        self._check_losses()
+        if not all_finite(self.trainer.train_module.model.parameters(), self.trainer.device):
+            raise self._diverged(self.step, f"the weights after step {self.step} are no numbers")
+
+    def _check_losses(self) -> None:
+        bad = first_not_finite(self._losses, self.trainer.device)
+        self._losses.clear()
+        if bad is not None:
+            raise self._diverged(bad, f"the loss of step {bad} is no number")
+
+    def _diverged(self, step: int, what: str) -> Diverged:
+        return Diverged(
+            f"training diverged: {what}: lower training.lr or raise training.warmup_tokens, or look at its batch, "
+            f"which held {self.blame(step, self.trainer.data_loader)}"
+        )
+
     def _speed(self) -> dict[str, float]:
         """Tokens per second of this attempt so far, and the share of the peak that their FLOPs are."""
         started, tokens = self._since
         seen: int = self.trainer.global_train_tokens_seen
-        speed = (seen - tokens) / max(time.perf_counter() - started, 1e-9)
+        speed = (seen - tokens) / max(self.clock() - started, 1e-9)
         if not self.peak_flops:
             return {"tokens_per_second": speed}
         flops = self.trainer.train_module.num_flops_per_token(self.trainer.train_module.max_sequence_length) or 0
@@ -103,14 +141,14 @@ class Recorder(Callback):
 
 @dataclass
 class TimedCheckpointer(CheckpointerCallback):
-    """Keeps the last states to resume from: every so many minutes, and when the run is told to stop. Each time the disk is looked at."""
+    """Keeps the last states to resume from: every so many minutes, and when the run is told to stop; each time only if `check` lets it."""
 
     save_interval: int | None = None
     pre_train_checkpoint: bool | None = False
     save_async: bool | None = False
     max_checkpoints: int | None = 1
     minutes: float = 20.0
-    check_room: Callable[[], None] = lambda: None
+    check: Callable[[], None] = lambda: None
     _last: float = 0.0
 
     def pre_train(self) -> None:
@@ -143,7 +181,7 @@ class TimedCheckpointer(CheckpointerCallback):
         return bool(broadcast_object(due))
 
     def _save_checkpoint(self, save_async: bool | None = None, ephemeral: bool = False) -> str:
-        self.check_room()
+        self.check()
         return str(super()._save_checkpoint(save_async, ephemeral))
 
 
@@ -182,6 +220,14 @@ def first_not_finite(losses: Sequence[tuple[int, torch.Tensor]], device: torch.d
         dist.all_reduce(finite, op=dist.ReduceOp.MIN)
     bad = (finite == 0).nonzero().flatten().tolist()
     return steps[bad[0]] if bad else None
+
+
+def all_finite(tensors: Iterable[torch.Tensor], device: torch.device) -> bool:
+    """Whether every number of these tensors is finite, in all ranks' shards."""
+    finite = torch.stack([torch.isfinite(get_local_tensor(tensor.detach())).all() for tensor in tensors]).all().to(device, torch.int32)
+    if is_distributed():
+        dist.all_reduce(finite, op=dist.ReduceOp.MIN)
+    return bool(finite)
 
 
 def validated(metrics: dict[str, float]) -> dict[str, float]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import errno
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -59,6 +60,17 @@ def explain_memory(error: BaseException, recipe: Recipe, *, micro_batch: int) ->
         raise ValueError(
             f"memory does not hold one sequence of {recipe.sequence_length} tokens at a time: set "
             "execution.activation_checkpointing=full, and if it is, spread the run over more GPUs (site.stages.STAGE.gpus)"
+        ) from error
+
+
+@contextmanager
+def memory_for(what: str) -> Iterator[None]:
+    """Inside the block a MemoryError becomes a ValueError that names what did not fit: no smaller batch would help."""
+    try:
+        yield
+    except MemoryError as error:
+        raise ValueError(
+            f"the machine's memory does not hold {what}: give the step more (site.stages.STAGE.memory_gb on SLURM) or use a larger one"
         ) from error
 
 

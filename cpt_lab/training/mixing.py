@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from cpt_lab.data.documents import read_manifest
 from cpt_lab.data.tokens import check_budget, read_tokens
@@ -54,9 +54,13 @@ def mix(mixture: Mixture, sources: Sequence[Path], path: Path, *, tokenizer: Pat
         return known
     manifests = [read_manifest(source) for source in sources]
     for part, manifest in zip(mixture.parts, manifests, strict=True):
-        check_budget(part, manifest["tokens"])
-    arrays = [read_tokens(source, tokenizer=tokenizer) for source in sources]
-    found = layout(mixture, arrays, manifests[0]["eos"])
+        check_budget(part, manifest["tokens"], unended=manifest.get("unended", 0))
+    arrays, eos = [read_tokens(source, tokenizer=tokenizer) for source in sources], manifests[0]["eos"]
+    documents = [document_bounds(array, eos) for array in arrays]
+    available = [int(bounds[-1, 1]) if len(bounds) else 0 for bounds in documents]
+    for part, array, whole in zip(mixture.parts, arrays, available, strict=True):  # a manifest may count what no document holds
+        check_budget(part, whole, unended=len(array) - whole)
+    found = layout(mixture, documents)
     dtype = max(
         (manifest["dtype"] for manifest in manifests), key=lambda name: int(name.removeprefix("uint"))
     )  # ready-made files may differ
@@ -65,33 +69,26 @@ def mix(mixture: Mixture, sources: Sequence[Path], path: Path, *, tokenizer: Pat
         for source, (start, stop) in zip(found.source, found.bounds, strict=True):
             file.write(arrays[source][start:stop].astype(dtype, copy=False).tobytes())
     os.replace(beside, path)
-    eos, epochs = manifests[0]["eos"], epochs_of(mixture, manifests)
+    epochs = {part.corpus.name: part.tokens / whole for part, whole in zip(mixture.parts, available, strict=True)}
     mixed = Mixed(path, dtype, mixture.tokens, manifests[0]["vocab_size"], eos, epochs)
     facts = {**asdict(mixed), "path": path.name, "bytes": path.stat().st_size, "mixture": digest(mixture)}
     write_atomically(path.with_suffix(".json"), json.dumps(facts))
     return mixed
 
 
-def layout(mixture: Mixture, arrays: Sequence[np.ndarray], eos: int) -> Layout:
-    """The documents of the mixed file of these token files, in its order."""
+def layout(mixture: Mixture, documents: Sequence[np.ndarray]) -> Layout:
+    """The documents of the mixed file, in its order; given are the bounds of those of each token file."""
     import numpy as np
 
     generator = np.random.default_rng(mixture.seed)
-    pieces = [
-        documents_up_to(part.tokens, document_bounds(array, eos), generator) for part, array in zip(mixture.parts, arrays, strict=True)
-    ]
+    pieces = [documents_up_to(part.tokens, bounds, generator) for part, bounds in zip(mixture.parts, documents, strict=True)]
     source = np.repeat(np.arange(len(pieces)), [len(piece) for piece in pieces])
     order = generator.permutation(len(source))
     return Layout(source[order], np.concatenate(pieces)[order])
 
 
-def epochs_of(mixture: Mixture, manifests: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """Corpus name -> tokens asked for / tokens there are."""
-    return {part.corpus.name: part.tokens / manifest["tokens"] for part, manifest in zip(mixture.parts, manifests, strict=True)}
-
-
 def document_bounds(tokens: np.ndarray, eos: int) -> np.ndarray:
-    """Where documents start and stop, EOS included; documents x 2."""
+    """Where documents start and stop, EOS included; documents x 2. What comes after the last EOS is none."""
     import numpy as np
 
     parts = (np.flatnonzero(tokens[start : start + BLOCK] == eos) + start + 1 for start in range(0, len(tokens), BLOCK))
@@ -129,15 +126,16 @@ def documents_of(
     """Corpus name -> numbers of its documents, from 0, that stand in these sequences of `length` tokens of the mixed file."""
     import numpy as np
 
-    arrays, eos = [read_tokens(source, tokenizer=tokenizer) for source in sources], read_manifest(sources[0])["eos"]
-    found = layout(mixture, arrays, eos)
+    eos = read_manifest(sources[0])["eos"]
+    documents = [document_bounds(read_tokens(source, tokenizer=tokenizer), eos) for source in sources]
+    found = layout(mixture, documents)
     ends = np.cumsum(found.bounds[:, 1] - found.bounds[:, 0])
     first = np.searchsorted(ends, np.asarray(sequences) * length, side="right")
     last = np.searchsorted(ends, (np.asarray(sequences) + 1) * length - 1, side="right")
     pieces = np.unique(np.concatenate([np.arange(one, other + 1) for one, other in zip(first, last, strict=True)]))
     named = {}
     for number, part in enumerate(mixture.parts):
-        starts = document_bounds(arrays[number], eos)[:, 0]
+        starts = documents[number][:, 0]
         mine = pieces[found.source[pieces] == number]
         if len(mine):
             named[part.corpus.name] = np.unique(np.searchsorted(starts, found.bounds[mine, 0])).tolist()

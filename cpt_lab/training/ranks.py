@@ -14,7 +14,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -101,6 +101,21 @@ def run(told: Mapping[str, Any], scratch: Path, together: Team, *, device: str, 
         raise
     if code:
         raise _first_error(folder, code, together.size)
+
+
+def on_first(check: Callable[[], None]) -> None:
+    """Do it on rank 0 alone; the OSError that it raises there is raised on every rank, so that none waits for one that is gone."""
+    from olmo_core.distributed.utils import broadcast_object, get_rank
+
+    found: OSError | None = None
+    if get_rank() == 0:
+        try:
+            check()
+        except OSError as error:
+            found = error
+    verdict = broadcast_object(found)
+    if verdict is not None:
+        raise verdict
 
 
 def asked_to_stop(scratch: Path) -> bool:

@@ -5,20 +5,17 @@ from __future__ import annotations
 import json
 import shutil
 import signal
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cpt_lab.training import checks, mixing, ranks, saving
+from cpt_lab.store import read_json
+from cpt_lab.training import checks, mixing, ranks, saving, watching
 
 if TYPE_CHECKING:
-    from olmo_core.data import NumpyDataLoaderBase
     from olmo_core.train import Trainer
-    from olmo_core.train.callbacks import Callback
-    from olmo_core.train.train_module import TransformerTrainModule
 
     from cpt_lab.execution import Execution
     from cpt_lab.specs import TrainedCheckpoint
@@ -26,6 +23,7 @@ if TYPE_CHECKING:
     from cpt_lab.training.mixing import Mixed
 
 MIXED = "mixture.npy"  # of the scratch folder
+SUMMARY = "training.json"  # of the product
 
 
 @dataclass(frozen=True)
@@ -60,8 +58,8 @@ def train(spec: TrainedCheckpoint, work: Workspace, *, inputs: Inputs, how: Exec
     Weights that are kept on the way are folders of the same kind below `intermediates`; with `inputs.until` those are all there is. One
     process per GPU of the node, or of all nodes of a SLURM job. The optimiser starts fresh (P is silent on its state) unless `start` is
     OLMo-core's and has one. The state is kept in the scratch folder every `how.checkpoint_minutes`, and an interrupted run goes on from
-    there. ValueError for a budget that a source cannot fill, shapes that do not fit, or a loss that is not finite; OSError (ENOSPC) if
-    the disk is too small; InterruptedError after a signal.
+    there. ValueError for a budget that a source cannot fill, shapes that do not fit, or a loss or weights that are not finite; OSError
+    (ENOSPC) if the disk is too small; InterruptedError after a signal.
     """
     work.scratch.mkdir(parents=True, exist_ok=True)
     team = ranks.team(how)
@@ -71,7 +69,7 @@ def train(spec: TrainedCheckpoint, work: Workspace, *, inputs: Inputs, how: Exec
         if team.size == 1:
             train_here(spec, work, inputs=inputs, how=how)
         else:
-            mixing.mix(spec.mixture, inputs.tokens, work.scratch / MIXED, tokenizer=inputs.tokenizer)  # ranks wait half an hour at most
+            mixed(spec, work, inputs)  # ranks wait half an hour at most
             told: dict[str, Any] = {"spec": spec.model_dump(mode="json"), "how": how.model_dump(mode="json"), "inputs": inputs.dumped()}
             told |= {"folder": str(work.folder), "product": str(work.product)}
             ranks.run(told, work.scratch, team, device=how.on_device(), threads=how.threads)
@@ -81,6 +79,8 @@ def train(spec: TrainedCheckpoint, work: Workspace, *, inputs: Inputs, how: Exec
         micro_batch = engine.micro_batch(spec.shape, spec.recipe, ranks=team, device=how.on_device(), how=how)
         checks.explain_memory(error, spec.recipe, micro_batch=micro_batch)
         raise
+    if inputs.until is None:
+        work.seconds = float(read_json(work.product / SUMMARY)["seconds"])
 
 
 def train_here(spec: TrainedCheckpoint, work: Workspace, *, inputs: Inputs, how: Execution) -> None:
@@ -89,93 +89,44 @@ def train_here(spec: TrainedCheckpoint, work: Workspace, *, inputs: Inputs, how:
 
     from cpt_lab.training import engine, spectra_callback
 
-    began, device = time.perf_counter(), how.on_device()
-    if get_rank() == 0:
-        check_room(spec, work, inputs=inputs, how=how)
-    mixed = first_alone(lambda: mixing.mix(spec.mixture, inputs.tokens, work.scratch / MIXED, tokenizer=inputs.tokenizer))
-    checks.check_vocabulary(mixed.vocab_size, spec.shape)
+    recorder, device = watching.recorder(spec, work, inputs=inputs, how=how), how.on_device()
+    ranks.on_first(lambda: check_room(spec, work, inputs=inputs, how=how))
+    made = first_alone(lambda: mixed(spec, work, inputs))
+    checks.check_vocabulary(made.vocab_size, spec.shape)
     with threads(how.threads), no_progress_bars():
         module = engine.build_train_module(spec.shape, spec.recipe, start=inputs.start, device=device, how=how, scratch=work.scratch)
-        group = module.dp_process_group
-        loader = engine.build_loader(mixed, spec.recipe, scratch=work.scratch, device=device, dp_group=group)
-        callbacks = watchers(spec, work, inputs=inputs, how=how, module=module, loader=loader)
+        with checks.memory_for("the order of the mixture's sequences"):
+            loader = engine.build_loader(made, spec.recipe, scratch=work.scratch, device=device, dp_group=module.dp_process_group)
+        callbacks = watching.watchers(spec, work, inputs=inputs, how=how, model=module.model, recorder=recorder)
         last = None if inputs.until is None else inputs.until // spec.recipe.batch_tokens
         trainer = engine.build_trainer(module, loader, scratch=work.scratch, device=device, callbacks=callbacks, last_step=last)
         fit(trainer)
         if last is not None:
             return
-        saving.save_checkpoint(module.model, spec.shape, tokenizer=inputs.tokenizer, folder=work.product)
+        with checks.memory_for("the weights while they are written"):
+            saving.save_checkpoint(module.model, spec.shape, tokenizer=inputs.tokenizer, folder=work.product)
     if get_rank() == 0:
         saving.publish_intermediates(work.scratch, work.product)
         spectra_callback.collect(work.scratch / "spectra", work.product)
         shutil.copyfile(work.scratch / "metrics.jsonl", work.product / "metrics.jsonl")
         tokens = spec.steps * spec.recipe.batch_tokens
-        facts = summary(time.perf_counter() - began, spec.steps, tokens=tokens, epochs=mixed.epochs)
-        (work.product / "training.json").write_text(json.dumps(facts, indent=1))
+        facts = summary(recorder.seconds, spec.steps, tokens=tokens, epochs=made.epochs)
+        (work.product / SUMMARY).write_text(json.dumps(facts, indent=1))
+
+
+def mixed(spec: TrainedCheckpoint, work: Workspace, inputs: Inputs) -> Mixed:
+    """The run's token file, made if it is not there whole."""
+    with checks.memory_for("the token files of the mixture"):
+        return mixing.mix(spec.mixture, inputs.tokens, work.scratch / MIXED, tokenizer=inputs.tokenizer)
 
 
 def check_room(spec: TrainedCheckpoint, work: Workspace, *, inputs: Inputs, how: Execution) -> None:
     """OSError if the disk has no room for the states and weights that are still to come: what an earlier attempt left is there already."""
-    steps = kept_steps(spec, inputs.keep, how)
+    steps = watching.kept_steps(spec, inputs.keep, how, until=inputs.until)
     kept = sum((work.scratch / saving.INTERMEDIATES / str(step * spec.recipe.batch_tokens)).is_dir() for step in steps)
     there = len([*(work.scratch / "states").glob("step*/.metadata.json")])
     states = max(how.keep_states + 1 - there, 0)  # a new one is whole before the oldest goes
-    checks.check_room(work.scratch, spec.shape, states=states, folders=1 + len(steps) - kept)
-
-
-def watchers(
-    spec: TrainedCheckpoint, work: Workspace, *, inputs: Inputs, how: Execution, module: TransformerTrainModule, loader: NumpyDataLoaderBase
-) -> dict[str, Callback]:
-    """What happens beside the steps of a run: metrics, validation, states, weights on the way, spectra, the wish to stop."""
-    from cpt_lab.training.callbacks import IntermediateKeeper, Recorder, Stopper, TimedCheckpointer
-    from cpt_lab.training.spectra_callback import SpectraCallback
-    from cpt_lab.training.validation import Validator, held_out, steps_of
-
-    recipe, shape, model = spec.recipe, spec.shape, module.model
-
-    def blame(step: int) -> str:
-        length, each = recipe.sequence_length, recipe.batch_sequences
-        sequences = loader.get_global_indices()[(step - 1) * each : step * each].tolist()
-        named = mixing.documents_of(spec.mixture, inputs.tokens, sequences, tokenizer=inputs.tokenizer, length=length)
-        return checks.words(named, work.scratch / "diverged.json")
-
-    def save(step: int) -> None:
-        checks.check_room(work.scratch, shape, folders=1)
-        tokens = step * recipe.batch_tokens
-        saving.save_intermediate(model, shape, tokenizer=inputs.tokenizer, scratch=work.scratch, tokens=tokens)
-
-    metrics, peak = work.scratch / "metrics.jsonl", checks.peak_flops(recipe, device=how.on_device())
-    found: dict[str, Callback] = {
-        "recorder": Recorder(path=metrics, steps=spec.steps, report=work.progress, blame=blame, peak_flops=peak),
-        "checkpointer": TimedCheckpointer(
-            minutes=how.checkpoint_minutes,
-            max_checkpoints=how.keep_states,
-            check_room=lambda: checks.check_room(work.scratch, shape, states=1),
-        ),
-        "stopper": Stopper(asked=lambda: ranks.asked_to_stop(work.scratch)),
-    }
-    if keep := kept_steps(spec, inputs.keep, how):
-        found["keeper"] = IntermediateKeeper(steps=keep, save=save)
-    if how.validations and (domains := held_out(inputs.held_out, tokenizer=inputs.tokenizer, length=recipe.sequence_length)):
-        found["validator"] = Validator(domains=domains, steps=steps_of(how.validations, spec.steps))
-    if spec.watch is not None:
-        found["spectra"] = SpectraCallback(
-            folder=work.scratch / "spectra",
-            shape=shape,
-            watch=spec.watch,
-            steps=spec.steps,
-            share=how.spectra_share,
-            threads=how.threads,
-        )
-    return found
-
-
-def kept_steps(spec: TrainedCheckpoint, keep: Sequence[int], how: Execution) -> frozenset[int]:
-    """The steps before the last whose weights are kept: those that somebody wants, and those that `how` asks for, to the nearest step."""
-    batch, whole = spec.recipe.batch_tokens, spec.steps * spec.recipe.batch_tokens
-    regular = range(how.keep_every, whole, how.keep_every) if how.keep_every else ()
-    steps = {max(1, round(tokens / batch)) for tokens in (*keep, *how.keep_at, *regular)}
-    return frozenset(step for step in steps if step < spec.steps)
+    checks.check_room(work.scratch, spec.shape, states=states, folders=(inputs.until is None) + len(steps) - kept)
 
 
 def first_alone(work: Callable[[], Mixed]) -> Mixed:
@@ -191,12 +142,19 @@ def first_alone(work: Callable[[], Mixed]) -> Mixed:
 
 
 def fit(trainer: Trainer) -> None:
-    """Run the trainer. A SIGINT, SIGTERM or SIGUSR2 saves its state, stops it, and then reaches the caller's own handler.
+    """Run the trainer. A SIGINT, SIGTERM or SIGUSR2 saves its state, stops it, and reaches the caller's own handler, even if saving failed.
 
     InterruptedError if it was stopped and that handler came back.
     """
-    with usr2_cancels(trainer), saving.alone():
-        trainer.fit()
+    from olmo_core.distributed.utils import get_world_size
+
+    try:
+        with usr2_cancels(trainer), saving.alone():
+            trainer.fit()
+    except BaseException:
+        if trainer._cancel_reason is not None and get_world_size() == 1:  # ranks get no signal that is not their starter's to obey
+            signal.raise_signal(signal.Signals[trainer._cancel_reason.split()[0]])
+        raise
     if trainer.is_canceled:
         reason = str(trainer._cancel_reason)
         signal.raise_signal(signal.Signals[reason.split()[0]])
@@ -215,7 +173,7 @@ def usr2_cancels(trainer: Trainer) -> Iterator[None]:
 
 
 def summary(seconds: float, steps: int, *, tokens: int, epochs: dict[str, float]) -> dict[str, Any]:
-    """The run in numbers; tokens per second over everything, loading and saving included."""
+    """The run in numbers, of all its attempts; tokens per second over everything, loading and saving included."""
     return {"seconds": seconds, "steps": steps, "tokens": tokens, "tokens_per_second": tokens / seconds, "epochs": epochs}
 
 

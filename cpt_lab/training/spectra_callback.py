@@ -63,6 +63,7 @@ class SpectraCallback(Callback):
     steps: int
     share: float  # of the run's time
     threads: int = 1
+    check: Callable[[], None] = lambda: None  # raises what there is to say of weights that cannot be measured
     clock: Callable[[], float] = time.perf_counter
     pace: Pace = field(init=False)
     _since: float | None = None
@@ -95,6 +96,7 @@ class SpectraCallback(Callback):
         if self._since is not None:  # the first step of an attempt compiles
             self.pace.count_step(now - self._since)
         if due:
+            self.check()
             self._measure()
         self._since = self.clock()
 
