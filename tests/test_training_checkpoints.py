@@ -11,11 +11,11 @@ import pytest
 from compositions import points, refused
 from cpt_lab import checkpoints
 from cpt_lab.build import Workshop, ensure
+from cpt_lab.disk import kept_steps
 from cpt_lab.execution import Execution
 from cpt_lab.specs import Intermediate, OlmoCoreCheckpoint, key
 from cpt_lab.store import Store
 from cpt_lab.training import engine, saving
-from cpt_lab.training.run import kept_steps
 from training_cases import ON_CPU, RECIPE, SHAPE, SPEC, STEPS, TOKENIZER, Made, make, same_bits, weights, workspace
 
 BATCH = RECIPE.batch_tokens
@@ -110,7 +110,7 @@ def test_an_interrupted_run_still_has_the_weights_that_it_had_kept(base: Path, t
 def test_what_is_kept_is_what_somebody_wants_and_every_so_many_tokens(
     how: dict[str, object], keep: tuple[int, ...], steps: set[int]
 ) -> None:
-    assert kept_steps(SPEC, keep, Execution(**how)) == steps
+    assert kept_steps(SPEC, Execution(**how), keep) == steps
 
 
 @pytest.mark.slow

@@ -58,6 +58,11 @@ class Recorder(Callback):
             write_atomically(self.path, "".join(f"{line}\n" for line in lines_up_to(self.path, self.step)))
         self._since = (time.perf_counter(), self.trainer.global_train_tokens_seen)
 
+    @property
+    def resumed_at(self) -> int:
+        """The tokens that earlier attempts had trained on."""
+        return self._since[1]
+
     def pre_optim_step(self) -> None:
         loss = self.trainer.get_metric(TRAIN_CE_LOSS_METRIC)
         if loss is not None:

@@ -57,9 +57,7 @@ def mix(mixture: Mixture, sources: Sequence[Path], path: Path, *, tokenizer: Pat
         check_budget(part, manifest["tokens"])
     arrays = [read_tokens(source, tokenizer=tokenizer) for source in sources]
     found = layout(mixture, arrays, manifests[0]["eos"])
-    dtype = max(
-        (manifest["dtype"] for manifest in manifests), key=lambda name: int(name.removeprefix("uint"))
-    )  # ready-made files may differ
+    dtype = _widest(manifests)
     beside = path.with_suffix(".part")
     with beside.open("wb") as file:
         for source, (start, stop) in zip(found.source, found.bounds, strict=True):
@@ -70,6 +68,13 @@ def mix(mixture: Mixture, sources: Sequence[Path], path: Path, *, tokenizer: Pat
     facts = {**asdict(mixed), "path": path.name, "bytes": path.stat().st_size, "mixture": digest(mixture)}
     write_atomically(path.with_suffix(".json"), json.dumps(facts))
     return mixed
+
+
+def missing_bytes(mixture: Mixture, sources: Sequence[Path], path: Path) -> int:
+    """How many bytes `mix` has yet to write there: all of the file, or none."""
+    if _known(mixture, path) is not None:
+        return 0
+    return mixture.tokens * (int(_widest([read_manifest(source) for source in sources]).removeprefix("uint")) // 8)
 
 
 def layout(mixture: Mixture, arrays: Sequence[np.ndarray], eos: int) -> Layout:
@@ -142,6 +147,11 @@ def documents_of(
         if len(mine):
             named[part.corpus.name] = np.unique(np.searchsorted(starts, found.bounds[mine, 0])).tolist()
     return named
+
+
+def _widest(manifests: Sequence[dict[str, Any]]) -> str:
+    """The type that holds the tokens of all; ready-made files may differ."""
+    return max((str(manifest["dtype"]) for manifest in manifests), key=lambda name: int(name.removeprefix("uint")))
 
 
 def _known(mixture: Mixture, path: Path) -> Mixed | None:

@@ -6,12 +6,13 @@ import json
 import shutil
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cpt_lab import disk
 from cpt_lab.training import checks, mixing, ranks, saving
 
 if TYPE_CHECKING:
@@ -67,6 +68,7 @@ def train(spec: TrainedCheckpoint, work: Workspace, *, inputs: Inputs, how: Exec
     team = ranks.team(how)
     ranks.check(spec.recipe.batch_sequences, team.size)
     checks.check_tokenizer(inputs.start, inputs.tokenizer)
+    check_room(spec, work, inputs=inputs, how=how)
     try:
         if team.size == 1:
             train_here(spec, work, inputs=inputs, how=how)
@@ -88,10 +90,9 @@ def train_here(spec: TrainedCheckpoint, work: Workspace, *, inputs: Inputs, how:
     from olmo_core.distributed.utils import get_rank
 
     from cpt_lab.training import engine, spectra_callback
+    from cpt_lab.training.callbacks import Recorder
 
     began, device = time.perf_counter(), how.on_device()
-    if get_rank() == 0:
-        check_room(spec, work, inputs=inputs, how=how)
     mixed = first_alone(lambda: mixing.mix(spec.mixture, inputs.tokens, work.scratch / MIXED, tokenizer=inputs.tokenizer))
     checks.check_vocabulary(mixed.vocab_size, spec.shape)
     with threads(how.threads), no_progress_bars():
@@ -110,17 +111,21 @@ def train_here(spec: TrainedCheckpoint, work: Workspace, *, inputs: Inputs, how:
         spectra_callback.collect(work.scratch / "spectra", work.product)
         shutil.copyfile(work.scratch / "metrics.jsonl", work.product / "metrics.jsonl")
         tokens = spec.steps * spec.recipe.batch_tokens
-        facts = summary(time.perf_counter() - began, spec.steps, tokens=tokens, epochs=mixed.epochs)
+        recorder = callbacks["recorder"]
+        assert isinstance(recorder, Recorder)
+        facts = summary(time.perf_counter() - began, spec.steps, tokens=tokens, resumed_at=recorder.resumed_at, epochs=mixed.epochs)
         (work.product / "training.json").write_text(json.dumps(facts, indent=1))
 
 
 def check_room(spec: TrainedCheckpoint, work: Workspace, *, inputs: Inputs, how: Execution) -> None:
-    """OSError if the disk has no room for the states and weights that are still to come: what an earlier attempt left is there already."""
-    steps = kept_steps(spec, inputs.keep, how)
+    """OSError if the disk has no room for the mixed tokens, states and weights still to come: what an earlier attempt left is there."""
+    steps = disk.kept_steps(spec, how, inputs.keep)
     kept = sum((work.scratch / saving.INTERMEDIATES / str(step * spec.recipe.batch_tokens)).is_dir() for step in steps)
     there = len([*(work.scratch / "states").glob("step*/.metadata.json")])
     states = max(how.keep_states + 1 - there, 0)  # a new one is whole before the oldest goes
-    checks.check_room(work.scratch, spec.shape, states=states, folders=1 + len(steps) - kept)
+    folders = len(steps) - kept + (inputs.until is None)
+    mixed = mixing.missing_bytes(spec.mixture, inputs.tokens, work.scratch / MIXED)
+    checks.check_room(work.scratch, spec.shape, states=states, folders=folders, mixed=mixed)
 
 
 def watchers(
@@ -154,7 +159,7 @@ def watchers(
         ),
         "stopper": Stopper(asked=lambda: ranks.asked_to_stop(work.scratch)),
     }
-    if keep := kept_steps(spec, inputs.keep, how):
+    if keep := disk.kept_steps(spec, how, inputs.keep):
         found["keeper"] = IntermediateKeeper(steps=keep, save=save)
     if how.validations and (domains := held_out(inputs.held_out, tokenizer=inputs.tokenizer, length=recipe.sequence_length)):
         found["validator"] = Validator(domains=domains, steps=steps_of(how.validations, spec.steps))
@@ -168,14 +173,6 @@ def watchers(
             threads=how.threads,
         )
     return found
-
-
-def kept_steps(spec: TrainedCheckpoint, keep: Sequence[int], how: Execution) -> frozenset[int]:
-    """The steps before the last whose weights are kept: those that somebody wants, and those that `how` asks for, to the nearest step."""
-    batch, whole = spec.recipe.batch_tokens, spec.steps * spec.recipe.batch_tokens
-    regular = range(how.keep_every, whole, how.keep_every) if how.keep_every else ()
-    steps = {max(1, round(tokens / batch)) for tokens in (*keep, *how.keep_at, *regular)}
-    return frozenset(step for step in steps if step < spec.steps)
 
 
 def first_alone(work: Callable[[], Mixed]) -> Mixed:
@@ -214,9 +211,12 @@ def usr2_cancels(trainer: Trainer) -> Iterator[None]:
         signal.signal(signal.SIGUSR2, before)
 
 
-def summary(seconds: float, steps: int, *, tokens: int, epochs: dict[str, float]) -> dict[str, Any]:
-    """The run in numbers; tokens per second over everything, loading and saving included."""
-    return {"seconds": seconds, "steps": steps, "tokens": tokens, "tokens_per_second": tokens / seconds, "epochs": epochs}
+def summary(seconds: float, steps: int, *, tokens: int, resumed_at: int, epochs: dict[str, float]) -> dict[str, Any]:
+    """The run in numbers; seconds and tokens per second of its last attempt, of all ranks together, loading and saving included."""
+    from olmo_core.distributed.utils import get_world_size
+
+    speed = (tokens - resumed_at) / seconds
+    return {"seconds": seconds, "steps": steps, "tokens": tokens, "tokens_per_second": speed, "ranks": get_world_size(), "epochs": epochs}
 
 
 @contextmanager
