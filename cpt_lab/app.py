@@ -301,8 +301,10 @@ def _planned(store: Store, wanted: Sequence[Point], chosen: Settings, where: str
         status=store.status,
         orders=study.orders(store, specs),
         workers=_workers(chosen, where),
-        rates=rates.known(store, costs.device(chosen.site, where, wanted)),
+        rates=rates.known(store, costs.device(chosen.site, where, wanted), chosen.site.train_tokens_per_second),
         pack_minutes=chosen.site.pack_minutes if where == "slurm" and chosen.packs is None else None,
+        how=config.execution(chosen, cores=1),
+        devices=remote.devices(chosen.site, chosen.execution.ranks) if where == "slurm" else None,
     )
 
 

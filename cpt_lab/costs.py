@@ -5,8 +5,8 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 
-from cpt_lab import specs
-from cpt_lab.plan import PACKED, Plan
+from cpt_lab import disk, specs
+from cpt_lab.plan import PACKED, Plan, Step
 from cpt_lab.provenance import gpu_name
 from cpt_lab.rates import CPU, DEVICES, H100
 from cpt_lab.site import Site
@@ -15,6 +15,7 @@ from cpt_lab.study import Point
 BIG_MODEL = 500_000_000  # weights; above this a CPU is no place to work, and whoever plans here will run elsewhere
 LEAST_HOURS = 0.01  # that are worth a line
 LEAST_BYTES = 50_000_000
+GIVEN = "train_tokens_per_second"  # of the site
 MOST_TRAININGS = 12  # that are told one by one
 
 
@@ -46,9 +47,7 @@ def lines(todo: Plan, workers: int) -> list[str]:
     found += [_packs(todo)] if todo.packs else []
     if todo.hours >= LEAST_HOURS:
         found += [_cost(todo), f"time: about {_hours(todo.wall_hours(workers))} with {workers} at a time, once they run"]
-    if todo.written >= LEAST_BYTES:
-        found.append(f"disk: about {todo.written / 1e9:,.1f} GB will be written")
-    return found
+    return found + _disk(todo)
 
 
 def trainings(todo: Plan) -> list[str]:
@@ -59,7 +58,7 @@ def trainings(todo: Plan) -> list[str]:
         if isinstance(step.spec, specs.TrainedCheckpoint):
             recipe, sources = step.spec.recipe, ", ".join(map(_source, step.spec.mixture.parts))
             steps = f"{step.spec.mixture.tokens // recipe.batch_tokens:,} steps of {recipe.batch_tokens:,} tokens"
-            found.append(f"{step.key}: {sources}; {steps}; about {step.seconds / 3600:,.2f} {kind}")
+            found.append(f"{step.key}: {sources}; {steps}; about {step.seconds / 3600:,.2f} {kind}, {_speed(todo, step)}")
     return found[:MOST_TRAININGS] + ([f"and {len(found) - MOST_TRAININGS} training runs more"] if len(found) > MOST_TRAININGS else [])
 
 
@@ -93,8 +92,32 @@ def _cost(todo: Plan) -> str:
         f"{100 * rate.spectra_share:g} % in eigenvalues"
     )
     name = "a CPU core" if rate.name == CPU else f"an {rate.name}"
-    known = f"{todo.measured} of {todo.todo} steps as earlier ones took, the rest " if todo.measured else ""
-    return f"cost: about {hours:,.2f} {kind}, {known}from FLOP counts: {name} at {shares}"
+    given, measured = todo.timed("given"), todo.timed("measured")
+    known = [f"{given} of {todo.todo} steps at the speed given in site.{GIVEN}"] * bool(given)
+    known += [f"{measured} of {todo.todo} steps as earlier ones took"] * bool(measured)
+    rest = "".join(f"{said}, " for said in known) + ("the rest " if known else "")
+    return f"cost: about {hours:,.2f} {kind}, {rest}from FLOP counts: {name} at {shares}"
+
+
+def _speed(todo: Plan, step: Step) -> str:
+    """How fast a training run goes and who says so: `40,000 tokens a second per GPU (measured)`."""
+    assert isinstance(step.spec, specs.TrainedCheckpoint)
+    speed = step.spec.mixture.tokens / step.seconds
+    source = {"given": f"given by site.{GIVEN}", "measured": "measured: as earlier runs took", "FLOPs": "from FLOPs"}[step.source]
+    return f"at {speed:,.{0 if speed >= 10 else 2}f} tokens a second per {'core' if todo.rates.device.name == CPU else 'GPU'} ({source})"
+
+
+def _disk(todo: Plan) -> list[str]:
+    """How much room is needed at the fullest and for what, how much stays, and which corpora are of unknown size."""
+    needed = todo.room
+    size = sum(needed.values())
+    unknown = [step.spec.corpus for step in todo.steps if isinstance(step.spec, specs.Tokens) and not disk.tokens_of(step.spec)]
+    endless = [corpus.name for corpus in unknown if isinstance(corpus, specs.HubCorpus)]
+    said = [f"disk: about {disk.gigabytes(size)} GB at its fullest ({disk.words(needed)}), {disk.gigabytes(todo.kept)} GB of it stays"]
+    return said * (size >= LEAST_BYTES) + [
+        f"disk: nobody said how many tokens {name} has, and all of them will be written: +corpora.{name}.sample_tokens=N writes so many"
+        for name in dict.fromkeys(endless)
+    ]
 
 
 def _hours(hours: float) -> str:

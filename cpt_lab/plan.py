@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import zip_longest
 from typing import get_args
 
-from cpt_lab import specs
+from cpt_lab import disk, specs
+from cpt_lab.disk import Written
+from cpt_lab.execution import Execution
 from cpt_lab.packs import by_edit, pack
-from cpt_lab.rates import CPU, H100, Rates, written
+from cpt_lab.rates import CPU, H100, Rates, Source
 from cpt_lab.site import StageName
 from cpt_lab.specs import Spec, Unit, key, settled
 from cpt_lab.store import State, Status
@@ -20,6 +22,7 @@ from cpt_lab.study import Point
 STAGES: tuple[StageName, ...] = get_args(StageName)
 PACKED = ("spectra", "tables", "probe", "evaluate")  # the stages whose steps are shared out to workers beforehand
 ONE_TASK_EACH = frozenset({"pretrain", "cpt"})
+USUAL = Execution()
 GUESSED_PACKS = 8  # of a stage at least, while nothing was measured: a model of FLOPs and bytes may be far off
 ON_GPU = frozenset({"pretrain", "cpt", "spectra", "probe", "evaluate"})
 STAGE_OF: dict[type[Spec], str] = {
@@ -64,7 +67,8 @@ class Step:
     state: State
     seconds: float  # on one device
     on_gpu: bool
-    written: int  # bytes
+    source: Source  # of its seconds
+    written: tuple[Written, ...]
 
     @property
     def gpu_hours(self) -> float:
@@ -82,7 +86,8 @@ class Plan:
     steps: tuple[Step, ...]  # to do, needs before what needs them; what several points share stands once
     packs: tuple[tuple[str, ...], ...]  # keys of the steps of every stage of PACKED, one stage after the other, by worker
     rates: Rates = H100
-    measured: int = 0  # steps whose seconds are known from earlier results
+    workers: int = 1  # at a time, at most
+    devices: Mapping[str, int] = field(default_factory=dict)  # stage -> of one of its training runs, where it is not one
 
     @property
     def done(self) -> tuple[str, ...]:
@@ -103,9 +108,18 @@ class Plan:
         return sum(step.seconds for step in self.steps if step.state is not State.RUNNING) / 3600
 
     @property
-    def written(self) -> int:
-        """Bytes that will be written, as far as a disk notices."""
-        return sum(step.written for step in self.steps)
+    def room(self) -> dict[str, int]:
+        """What -> bytes, as far as a disk notices, when most of it is written and not yet gone."""
+        return disk.fullest(([step.written for step in steps] for steps in self.stages().values()), self.workers)
+
+    @property
+    def kept(self) -> int:
+        """Bytes that will be there when all is done."""
+        return sum(part.bytes for step in self.steps for part in step.written if part.stays)
+
+    def timed(self, source: Source) -> int:
+        """How many steps have their seconds from there."""
+        return sum(step.source == source for step in self.steps)
 
     def counts(self) -> dict[str, int]:
         """How many points are done, built by another launch now, waiting for something that failed, and still to do."""
@@ -127,7 +141,7 @@ class Plan:
     def _stage_seconds(self, stage: str, steps: list[Step], workers: int) -> float:
         total = sum(step.seconds for step in steps)
         if stage in ONE_TASK_EACH:
-            return max(total / workers, max(step.seconds for step in steps))
+            return max(total / workers, max(step.seconds for step in steps)) / self.devices.get(stage, 1)
         if stage in PACKED:
             inside = {step.key for step in steps}
             tasks = sum(not inside.isdisjoint(names) for names in self.packs)
@@ -143,20 +157,32 @@ def make(
     workers: int,
     rates: Rates = H100,
     pack_minutes: float | None = None,
+    how: Execution = USUAL,
+    devices: Mapping[str, int] | None = None,
 ) -> Plan:
     """The plan for these points, given what `status` knows of every spec and the finished rankings.
 
-    Each stage is packed for so many workers, or, with `pack_minutes`, into as many packs as take about so long.
+    Each stage is packed for so many workers, or, with `pack_minutes`, into as many packs as take about so long. `devices` says of a stage
+    how many of them train one run together.
     """
     wanted = {point.name: settled(point.spec, dict(orders)) for point in points}
     states = _States(status)
     known = {name: states.of(spec).state for name, spec in wanted.items()}
     missing = _missing(list(wanted.values()), states)
     before = {key(probe) for probe in probes(missing)}
-    steps = tuple(_step(spec, "probe" if key(spec) in before else stage_of(spec), states.of(spec), rates) for spec in missing)
-    measured = sum(rates.is_measured(step.spec) for step in steps)
+    least = disk.budgets(missing)
+    steps = tuple(
+        _step(
+            spec,
+            "probe" if key(spec) in before else stage_of(spec),
+            states.of(spec),
+            rates,
+            disk.written(spec, how, least=least.get(key(spec), 0)),
+        )
+        for spec in missing
+    )
     places = {key(wanted[point.name]): place for place, point in reversed(list(enumerate(by_edit(points, lambda point: point.spec))))}
-    return Plan(tuple(points), wanted, known, steps, _packs(steps, workers, rates, places, pack_minutes), rates, measured)
+    return Plan(tuple(points), wanted, known, steps, _packs(steps, workers, rates, places, pack_minutes), rates, workers, devices or {})
 
 
 def stage_of(spec: Spec) -> str:
@@ -223,7 +249,7 @@ def _packs(
     return tuple(sum(together, ()) for together in zip_longest(*shares, fillvalue=()))
 
 
-def _step(spec: Spec, stage: str, status: Status, rates: Rates) -> Step:
+def _step(spec: Spec, stage: str, status: Status, rates: Rates, written: tuple[Written, ...]) -> Step:
     reasons = {
         State.RUNNING: "another worker builds it now",
         State.FAILED: f"failed before: {status.message}",
@@ -235,4 +261,4 @@ def _step(spec: Spec, stage: str, status: Status, rates: Rates) -> Step:
     }
     reason = reasons.get(status.state, "not built yet")
     on_gpu = stage in ON_GPU and rates.device.name != CPU
-    return Step(spec, key(spec), stage, reason, status.state, rates.seconds(spec), on_gpu, written(spec))
+    return Step(spec, key(spec), stage, reason, status.state, rates.seconds(spec), on_gpu, rates.source(spec), written)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import shutil
 import socket
+from contextlib import suppress
 from pathlib import Path
 from urllib.parse import urlparse
 
-from cpt_lab import local, specs, vocabularies
+from cpt_lab import disk, local, specs, vocabularies
 from cpt_lab.costs import BIG_MODEL
 from cpt_lab.execution import Execution
 from cpt_lab.plan import Plan
@@ -17,7 +18,7 @@ from cpt_lab.store import Store, read_json
 
 LOOK_SECONDS = 5.0
 FREE_BYTES_LEFT = 200 * 1024**2
-DOWNLOADED_BYTES_PER_WEIGHT = 2  # checkpoints are released in bfloat16
+DOWNLOADS = "downloads from the hub"
 
 
 def check(todo: Plan, store: Store, *, where: str) -> None:
@@ -34,8 +35,8 @@ def check(todo: Plan, store: Store, *, where: str) -> None:
     _check_items(todo)
     if where == "slurm" and shutil.which("sbatch") is None:
         raise ValueError("hydra/launcher=slurm, but there is no sbatch here: log in to the cluster, or leave the launcher local")
-    _check_disk(todo, store)
     _check_downloads(todo)
+    _check_disk(todo, store)
     for step in todo.steps:
         if isinstance(step.spec, specs.FolderCheckpoint):
             _check_folder(step.spec)
@@ -181,25 +182,50 @@ def _check_folder(spec: specs.FolderCheckpoint) -> None:
 
 
 def _check_disk(todo: Plan, store: Store) -> None:
-    needed = todo.written
-    free = shutil.disk_usage(store.root).free
-    if free < needed + FREE_BYTES_LEFT:
+    """ValueError if the disk of the results has no room for the plan at its fullest, with downloads if they go to the same disk.
+
+    What interrupted builds have in their scratch folders is part of it, and there already.
+    """
+    needed, downloads = todo.room, _downloads(todo)
+    if downloads and store.root.stat().st_dev == _nearest(hub_cache()).stat().st_dev:
+        needed = {**needed, DOWNLOADS: downloads}
+    there = sum(_size(store.folder(step.spec) / "scratch") for step in todo.steps if step.written)
+    size, free = max(sum(needed.values()) - there, 0), shutil.disk_usage(store.root).free
+    if free < size + FREE_BYTES_LEFT:
+        what = f" ({disk.words(needed)}{f', of which {disk.gigabytes(there)} are there' if there else ''})" if size else ""
         raise ValueError(
-            f"results folder {store.root} has {free / 1e9:.1f} GB free and the checkpoints of this study need {needed / 1e9:.1f} GB "
+            f"results folder {store.root} has {free / 1e9:,.1f} GB free and this study needs {size / 1e9:,.1f} GB{what} "
             "and a reserve of 0.2: free some space or choose another with results=FOLDER"
         )
 
 
 def _check_downloads(todo: Plan) -> None:
     """ValueError if the checkpoints that the hub has to send do not fit where its cache lies."""
-    downloads = {step.key: step.spec for step in todo.steps if isinstance(step.spec, specs.HubCheckpoint) and not is_cached(step.spec)}
-    needed = sum(DOWNLOADED_BYTES_PER_WEIGHT * spec.shape.parameters for spec in downloads.values())
-    place = next(folder for folder in (hub_cache(), *hub_cache().parents) if folder.exists())
-    if needed and shutil.disk_usage(place).free < needed:
+    needed, free = _downloads(todo), shutil.disk_usage(_nearest(hub_cache())).free
+    if needed and free < needed:
         raise ValueError(
-            f"the hub's cache {hub_cache()} has {shutil.disk_usage(place).free / 1e9:.1f} GB free and {len(downloads)} checkpoints of "
-            f"about {needed / 1e9:.1f} GB will be downloaded to it: free some space or choose another folder with HF_HUB_CACHE=FOLDER"
+            f"the hub's cache {hub_cache()} has {free / 1e9:.1f} GB free and checkpoints of about {needed / 1e9:.1f} GB will be "
+            "downloaded to it: free some space or choose another folder with HF_HUB_CACHE=FOLDER"
         )
+
+
+def _downloads(todo: Plan) -> int:
+    """Bytes of the checkpoints that the hub has to send."""
+    absent = {step.key: step.spec for step in todo.steps if isinstance(step.spec, specs.HubCheckpoint) and not is_cached(step.spec)}
+    return sum(disk.RELEASED_BYTES * spec.shape.parameters for spec in absent.values())
+
+
+def _size(folder: Path) -> int:
+    """Bytes of the files below a folder, which may be written to meanwhile."""
+    total = 0
+    for path in folder.rglob("*"):
+        with suppress(FileNotFoundError):
+            total += path.lstat().st_size
+    return total
+
+
+def _nearest(folder: Path) -> Path:
+    return next(place for place in (folder, *folder.parents) if place.exists())
 
 
 def _weights(spec: specs.Spec) -> int:

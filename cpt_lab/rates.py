@@ -1,4 +1,4 @@
-"""What steps cost: their FLOPs and bytes, the time of both on a device, and what such work took before in this store."""
+"""What steps cost: their FLOPs and bytes, the time of both on a device, what such work took before in this store, or what one says."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from cpt_lab import specs
 from cpt_lab.names import unknown
@@ -19,11 +19,12 @@ TRAIN_FLOPS_PER_WEIGHT_AND_TOKEN = 6.0  # forward and backward
 READ_FLOPS_PER_WEIGHT_AND_TOKEN = 2.0
 ROWS = 64  # answers that are written side by side: every step of them reads the weights once
 KEPT_BYTES_PER_WEIGHT = {"float32": 4, "bfloat16": 2}
-TRAINED_BYTES_PER_WEIGHT = 4  # what is trained here is kept in float32: changes of continual pre-training are below what bf16 tells apart
 LOOKED_AT = 200  # results of each kind whose times are read, the newest
 # The folders of the store that are looked at.
 TIMED = ("evaluations", "checkpoints", "spectral_parts", "spectral_columns", "materialized", "rankings", "tokens", "protocols")
 CPU = "cpu"
+Source = Literal["given", "measured", "FLOPs"]  # where the seconds of a step come from
+Speed = float | Mapping[str, float]  # tokens per second of training on one device: of any model, or by the models' names
 
 
 @dataclass(frozen=True)
@@ -62,21 +63,35 @@ class Work:
 
 @dataclass(frozen=True)
 class Rates:
-    """Seconds of steps: as long as such work took on this device, else by FLOPs as work of its kind did, else by the device's rate."""
+    """Seconds of steps: of training at the speed that the user gave, which is final; else as long as such work took on this device, else
+    by FLOPs as work of its kind did, else by the device's rate."""
 
     device: Rate = field(default_factory=Rate)
     of_group: Mapping[str, float] = field(default_factory=dict)  # median seconds
     of_kind: Mapping[str, float] = field(default_factory=dict)  # median of seconds / estimated seconds
+    given: Speed | None = None
 
     def seconds(self, spec: Spec) -> float:
         """Of one step on one device."""
+        if isinstance(spec, specs.TrainedCheckpoint) and (speed := self.speed(spec)):
+            return spec.mixture.tokens / speed
         done = work(spec)
         if done.group in self.of_group:
             return self.of_group[done.group]
         return estimate(done, self.device) * self.of_kind.get(done.kind, 1.0)
 
+    def source(self, spec: Spec) -> Source:
+        """Whether the user, earlier results or FLOPs alone say how long it takes."""
+        if isinstance(spec, specs.TrainedCheckpoint) and self.speed(spec):
+            return "given"
+        return "measured" if self.is_measured(spec) else "FLOPs"
+
+    def speed(self, run: specs.TrainedCheckpoint) -> float | None:
+        """The tokens per second on one device that the user gave for this run's model, if any."""
+        return self.given.get(run.shape.name) if isinstance(self.given, Mapping) else self.given
+
     def is_measured(self, spec: Spec) -> bool:
-        """Whether earlier results had a say in its seconds."""
+        """Whether earlier results have a say in its seconds."""
         done = work(spec)
         return done.group in self.of_group or done.kind in self.of_kind
 
@@ -84,19 +99,22 @@ class Rates:
 H100 = Rates()
 
 
-def known(store: Store, device: str) -> Rates:
-    """The rates of a device as far as this store's results tell; `device` is a name of DEVICES, or contains one, as NVIDIA's do."""
+def known(store: Store, device: str, given: Speed | None = None) -> Rates:
+    """The rates of a device as far as this store's results tell, beside what is given for training.
+
+    `device` is a name of DEVICES, or contains one, as NVIDIA's do.
+    """
     rate = device_rate(device)
     seconds: dict[str, list[float]] = {}
     shares: dict[str, list[float]] = {}
     for facts in _newest(store):
-        earlier, took = _recorded(facts), float(facts.get("seconds", 0.0))
+        earlier, took = _recorded(facts), _device_seconds(facts)
         if earlier is None or took <= 0 or not _on(facts, rate.name):
             continue
         seconds.setdefault(earlier.group, []).append(took)
         if expected := estimate(earlier, rate):
             shares.setdefault(earlier.kind, []).append(took / expected)
-    return Rates(rate, _medians(seconds), _medians(shares))
+    return Rates(rate, _medians(seconds), _medians(shares), given)
 
 
 def device_rate(name: str) -> Rate:
@@ -129,25 +147,9 @@ def work(spec: Spec) -> Work:
         case specs.Rotations():
             return Work("spectra", f"rotations {key(spec)}", rotations_flops(spec), 0.0)
         case specs.Patched():
-            return Work("writing", f"writing {spec.shape.parameters}", 0.0, 2.0 * written(spec))
+            return Work("writing", f"writing {spec.shape.parameters}", 0.0, 4.0 * spec.shape.parameters)  # reads and writes bfloat16
         case _:
             return Work(spec.FOLDER, spec.FOLDER, 0.0, 0.0)  # small things: as long as their like took, or no time
-
-
-def written(spec: Spec) -> int:
-    """Bytes of the weights that a step writes; token files are not counted. A training run keeps states to go on from beside them."""
-    match spec:
-        case specs.TrainedCheckpoint():
-            states = 2 * 3 * 4  # weights and two moments in float32: what a run resumes from; a new one is whole before the oldest goes
-            return spec.shape.parameters * (TRAINED_BYTES_PER_WEIGHT + states)
-        case specs.Intermediate():
-            return spec.shape.parameters * TRAINED_BYTES_PER_WEIGHT  # kept by its run
-        case specs.OlmoCoreCheckpoint():
-            return spec.shape.parameters * TRAINED_BYTES_PER_WEIGHT
-        case specs.Patched():
-            return 2 * spec.shape.parameters  # as released checkpoints are kept
-        case _:
-            return 0
 
 
 def loaded(spec: Spec) -> int:
@@ -213,14 +215,22 @@ def _answered_tokens(task: specs.Task) -> float:
 
 
 def _newest(store: Store) -> Iterator[dict[str, Any]]:
-    """The provenance of the newest results of every kind that takes time."""
+    """The provenance of the newest results of every kind that takes time; with training.json, if they have one."""
     for kind in TIMED:
         try:
             with os.scandir(store.root / kind) as found:
                 folders = sorted(found, key=lambda entry: entry.stat().st_mtime, reverse=True)[:LOOKED_AT]
         except FileNotFoundError:
             continue
-        yield from (read_json(Path(folder.path) / "provenance.json") for folder in folders)
+        for folder in folders:
+            facts = read_json(Path(folder.path) / "provenance.json")
+            training = read_json(Path(folder.path) / "product" / "training.json") if kind == "checkpoints" else {}
+            yield {**facts, "training": training}
+
+
+def _device_seconds(facts: Mapping[str, Any]) -> float:
+    """How long a result takes one device: a training run may have had several."""
+    return float(facts.get("seconds", 0.0)) * int(facts["training"].get("ranks", 1))
 
 
 def _recorded(facts: Mapping[str, Any]) -> Work | None:

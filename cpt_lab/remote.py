@@ -65,6 +65,12 @@ def gpus_to_evaluate(todo: Plan, site: Site) -> int:
     return needed
 
 
+def devices(site: Site, ranks: int | None) -> dict[str, int]:
+    """Stage -> how many GPUs or cores train one run together: `ranks` on each of its nodes, or all of their GPUs."""
+    asked = [stage(name, site) for name in sorted(ONE_TASK_EACH)]
+    return {one.name: one.nodes * (ranks or max(1, one.gpus)) for one in asked}
+
+
 def check(todo: Plan, site: Site) -> None:
     """ValueError if the cluster would refuse a stage of this plan, or keep it waiting for ever; asked before a launch is written."""
     most, present = gpus_to_evaluate(todo, site), todo.stages()

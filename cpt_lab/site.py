@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import PurePosixPath
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
@@ -49,6 +50,10 @@ class Site(BaseModel):
     qos: str | None = None
     gpus_per_node: int = Field(default=0, ge=0, description="the most GPUs a task can have")
     gpu: str | None = Field(default=None, description="their kind, for estimates; None: an H100, or what this machine has")
+    train_tokens_per_second: float | dict[str, float] | None = Field(
+        default=None,
+        description="of one GPU in training, for estimates: a number for every model, or one by model; None: as measured, or by FLOPs",
+    )
     gpu_memory_gb: float = Field(default=80.0, gt=0, description="of one GPU: larger models are spread over several of a node")
     cpus_per_task: int = Field(default=1, ge=1)
     memory_gb: float | None = Field(default=None, gt=0, description="of one task; None: the cluster's default")
@@ -71,6 +76,17 @@ class Site(BaseModel):
             if name in OURS:
                 raise ValueError(f"site.extra has {option!r}, which the launcher sets itself: remove it")
         return {option.replace("_", "-"): value for option, value in extra.items() if value is not False}
+
+    @field_validator("train_tokens_per_second", mode="before")
+    @classmethod
+    def _is_a_speed(cls, given: Any) -> Any:
+        speeds = list(given.values()) if isinstance(given, dict) else [] if given is None else [given]
+        if not all(isinstance(speed, int | float) and not isinstance(speed, bool) and 0 < speed < math.inf for speed in speeds):
+            raise ValueError(
+                f"got {given!r}: give the tokens that one GPU trains on in a second, above 0, like 45000, or by model, like "
+                "{olmo2_1b: 45000, olmo2_7b: 10000}"
+            )
+        return given
 
     @field_validator("stages")
     @classmethod

@@ -294,6 +294,35 @@ def test_only_plain_settings_of_interventions_and_criteria_become_sweeps(word: s
     assert in_each_point([word]) == [word]
 
 
+@pytest.mark.parametrize(
+    ("speed", "said"),
+    [
+        (
+            "site.train_tokens_per_second=50000",
+            "about 111.11 GPU hours, at 50,000 tokens a second per GPU (given by site.train_tokens_per_second)",
+        ),
+        ("+site.train_tokens_per_second.olmo2_1b=100000", "about 55.56 GPU hours, at 100,000 tokens a second per GPU (given by site."),
+        ("+site.train_tokens_per_second.olmo2_7b=100000", "about 125.12 GPU hours, at 44,402 tokens a second per GPU (from FLOPs)"),
+    ],
+)
+def test_a_plan_tells_of_a_training_run_its_sources_epochs_steps_hours_and_disk(tmp_path: Path, speed: str, said: str) -> None:
+    run = ("target=train", "mixture=16bdm_20b", "model=olmo2_1b", "base.from=hub", "training=cpt", speed)
+    answer = here("plan", *run, f"results={tmp_path}", COLUMNS="400")
+    assert answer.code == 0, answer.err
+    (line,) = (line for line in answer.out.splitlines() if "steps of" in line)
+    sources = "dolmino_math 16,000,000,000 tokens (1.50 epochs), dclm 4,000,000,000 tokens (0.10 epochs)"
+    assert f": {sources}; 9,536 steps of 2,097,152 tokens; {said}" in line
+    assert "disk: about 421.6 GB at its fullest (token files 210.8 GB, " in answer.out
+
+
+def test_every_site_file_says_what_may_be_given_for_training() -> None:
+    files = sorted((Path(__file__).parents[1] / "conf" / "site").glob("*.yaml"))
+    assert len(files) == 4
+    for file in files:
+        (line,) = (line for line in file.read_text().splitlines() if line.startswith("train_tokens_per_second: "))
+        assert " # of one " in line, file
+
+
 @pytest.mark.slow
 def test_a_results_folder_may_be_meant_from_home(tmp_path: Path) -> None:
     answer = here("plan", "+experiment=transplant_1b", HOME=str(tmp_path), CPT_LAB_RESULTS="~/runs")

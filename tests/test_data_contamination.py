@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cpt_lab.data import builtin, contamination, formats, ngrams, tokenizer, tokens
+from cpt_lab.data import builtin, contamination, executor, formats, ngrams, tokenizer, tokens
 from cpt_lab.data.documents import read_documents, read_manifest, write_splits
+from cpt_lab.data.shards import Group
 from cpt_lab.evaluation.item_texts import item_texts
 from cpt_lab.evaluation.protocols import build_protocol
 from cpt_lab.specs import BpeTokenizer, BuiltinCorpus, Contamination, HubCorpus, Mixture, Part, Protocol, Tokens, key
@@ -133,6 +135,55 @@ def test_no_more_is_looked_through_than_a_sample_can_need(tmp_path: Path, tokeni
     monkeypatch.setattr(tokens, "bytes_before", lambda *_: 0)  # as while other processes have the groups before
     tokens.build_tokens(spec, corpus, tokenizer_folder, tokenised, contamination=work.product)
     assert tokens.available_tokens(tokenised.product) >= 150
+
+
+def test_the_report_of_a_sample_does_not_depend_on_the_order_in_which_processes_look(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(formats, "PIECE", 200)
+    corpus = corpus_of(tmp_path / "corpus", [f"{CLEAN} {index}" if index % 3 else f"{index} {QUESTION}" for index in range(40)])
+    spec = Contamination(corpus=HubCorpus(name="own", id="some/data", sample_tokens=150), protocol=PROTOCOL)
+
+    def looked_at(name: str, order: Callable[[int], Sequence[int]]) -> tuple[str, list[str]]:
+        def run(step: contamination.Compare, groups: Sequence[Group], **_: Any) -> None:
+            for rank in order(len(groups)):
+                step.work(groups[rank], rank)
+
+        work = workspace(tmp_path / name)
+        monkeypatch.setattr(executor, "run", run)
+        contamination.build_report(spec, corpus, ITEMS, work)
+        return (work.product / "report.json").read_text(), sorted(path.name for path in (work.product / tokens.LEFT_OUT).iterdir())
+
+    forward = looked_at("forward", range)
+    assert looked_at("backward", lambda count: range(count)[::-1]) == forward
+    assert looked_at("with a hole", lambda count: [count - 1, *range(count - 1)]) == forward
+    assert len(forward[1]) < 20
+
+
+def test_of_the_piece_where_a_sample_ends_only_what_would_stand_in_it_counts_as_dropped(
+    tmp_path: Path, tokenizer_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = [f"{index} {QUESTION}" if index in (0, 2, 3, 7, 9) else f"{CLEAN} {index}" for index in range(10)]
+    bpe = BpeTokenizer(corpora=(MATH,), vocab_size=320)
+    corpus = corpus_of(tmp_path / "corpus", texts)
+
+    def counts(name: str, sample_tokens: int) -> tuple[int, int]:
+        sampled = HubCorpus(name="own", id="some/data", sample_tokens=sample_tokens)
+        first, second = (workspace(tmp_path / f"{name}-{sample_tokens}-{kind}") for kind in ("report", "tokens"))
+        contamination.build_report(Contamination(corpus=sampled, protocol=PROTOCOL), corpus, ITEMS, first)
+        spec = Tokens(corpus=sampled, tokenizer=bpe, clean_of=PROTOCOL)
+        tokens.build_tokens(spec, corpus, tokenizer_folder, second, contamination=first.product)
+        manifest = read_manifest(second.product)
+        return manifest["documents"], manifest["dropped"]
+
+    each = counts("whole", 10**6)
+    assert each == (5, 5)
+    total = tokens.available_tokens(tmp_path / "whole-1000000-tokens" / "product")
+    assert counts("whole", total) == (5, 4)  # the last overlapping one comes after them
+    length = total // 5
+    assert [counts("whole", wanted) for wanted in (1, length + 5, 3 * length + 5)] == [(1, 1), (2, 3), (4, 3)]
+    monkeypatch.setattr(formats, "PIECE", 200)  # several pieces, the last of which is cut
+    assert [counts("pieces", wanted) for wanted in (1, length + 5, 3 * length + 5)] == [(1, 1), (2, 3), (4, 3)]
 
 
 def test_a_mixture_that_is_clean_of_a_protocol_asks_for_clean_token_files() -> None:

@@ -26,7 +26,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     | frozenset({"tracking_settings", "failures", "deadline", "keeper", "gpus"}),
     frozenset({"architecture", "shards", "store", "provenance", "slurm"}),
     frozenset({"edits", "tensor_edits", "layers", "factors", "spectral_edits", "patch", "weights", "vocabularies", "study"}),
-    frozenset({"interventions", "orderings", "spectra", "lifecycle", "data", "checkpoints", "rates", "packs", "plan", "costs"}),
+    frozenset({"interventions", "orderings", "spectra", "lifecycle", "data", "checkpoints", "rates", "disk", "packs", "plan", "costs"}),
     frozenset({"roster", "standing", "launches"}),
     frozenset({"training", "evaluation", "tracking_look", "tracking_records", "tracking_runs", "tracking_client", "tracking"}),
     frozenset({"internals"}),

@@ -11,7 +11,7 @@ import pytest
 from cpt_lab import plan
 from cpt_lab.interventions import Rewind
 from cpt_lab.plan import Plan
-from cpt_lab.rates import DEVICES, Rate, Rates, work, written
+from cpt_lab.rates import DEVICES, Rate, Rates, work
 from cpt_lab.specs import Evaluation, Patched, Probe, Ranking, Spec, SpectralPart, TopOf, closure, key
 from cpt_lab.store import State, Status
 from cpt_lab.study import Point
@@ -197,9 +197,21 @@ def test_the_time_on_the_wall_is_that_of_the_stages_one_after_the_other_shared_b
     assert trained == pytest.approx((RATE.seconds(TUNED) + seconds) / 3600)
 
 
-def test_the_disk_is_for_the_weights_that_are_written() -> None:
-    assert planned(EVALUATION).written == written(TUNED)
-    assert planned(PATCHED, EVALUATION).written == written(TUNED) + written(PATCHED)
+def test_what_stays_on_the_disk_is_the_sum_of_the_steps_and_what_it_needs_more_goes_again() -> None:
+    made = planned(PATCHED, EVALUATION)
+    parts = [part for step in made.steps for part in step.written]
+    assert made.kept == sum(part.bytes for part in parts if part.stays)
+    assert made.kept > 4 * TUNED.shape.parameters + 4 * PATCHED.shape.parameters
+    assert made.kept < sum(made.room.values()) <= sum(part.bytes for part in parts)
+    assert planned(EVALUATION, status=looks(done(TUNED, BASE, PROTOCOL))).room == {}
+
+
+def test_a_run_that_several_devices_train_together_is_done_sooner_and_costs_the_same() -> None:
+    alone, together = (
+        plan.make([point(TUNED)], status=NOTHING_DONE, orders={}, workers=1, rates=RATE, devices=devices) for devices in (None, {"cpt": 16})
+    )
+    assert together.gpu_hours == alone.gpu_hours
+    assert together.wall_hours(1) == pytest.approx(alone.wall_hours(1) / 16)
 
 
 @pytest.mark.parametrize(("minutes", "packs"), [(0.5, 8), (1, 8), (2, 4), (3, 3), (8, 1), (1000, 1)])
@@ -208,7 +220,7 @@ def test_packs_are_as_many_as_take_the_minutes_they_are_asked_to_take(minutes: f
     points = [point(spec, f"point {index}") for index, spec in enumerate(evaluations(8))]
     made = plan.make(points, status=looks(done(TUNED, BASE, PROTOCOL)), orders={}, workers=2, rates=one_minute, pack_minutes=minutes)
     assert len(made.packs) == packs
-    assert made.measured == 8
+    assert made.timed("measured") == 8
 
 
 # ------------------------------------------------------------------------------------------------------------------- size

@@ -10,9 +10,9 @@ import pytest
 
 import toys
 from cpt_lab import preflight
-from cpt_lab.specs import Evaluation, Spec
+from cpt_lab.specs import Evaluation, HubCorpus, Mixture, Part, Spec, TrainedCheckpoint
 from cpt_lab.store import Store
-from spec_cases import BASE, FOLDER, PATCHED, PROTOCOL
+from spec_cases import BASE, FOLDER, HUB, PATCHED, PRETRAINED, PROTOCOL
 
 
 @pytest.fixture(autouse=True)
@@ -30,11 +30,40 @@ def check(root: Path, spec: Spec) -> None:
 
 def test_weights_that_do_not_fit_the_disk_are_refused_before_they_are_made(tmp_path: Path) -> None:
     large = FOLDER.but(shape=FOLDER.shape.but(vocab_size=3_000_000))  # 0.4 GB as released
-    with pytest.raises(ValueError, match=r"0.3 GB free and the checkpoints of this study need 0.4 GB"):
+    with pytest.raises(ValueError, match=r"0.3 GB free and this study needs 0.4 GB \(weights 0.4 GB\) and a reserve of 0.2: free some"):
         check(tmp_path / "results", PATCHED.but(tuned=large))
+
+
+def run_of(corpus: HubCorpus) -> TrainedCheckpoint:
+    return PRETRAINED.but(mixture=Mixture(name="m", parts=(Part(corpus=corpus, tokens=5000),)))
+
+
+def test_token_files_that_do_not_fit_the_disk_are_refused_naming_them(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"this study needs 0.4 GB \(token files 0.2 GB, their pieces while they are made 0.2 GB\)"):
+        check(tmp_path / "results", run_of(HUB.but(available_tokens=10**8)))
+    check(tmp_path / "results", run_of(HUB.but(available_tokens=10**7)))
+
+
+def test_what_an_interrupted_build_left_in_its_scratch_folder_is_not_asked_for_again(tmp_path: Path) -> None:
+    run, store = run_of(HUB.but(available_tokens=3 * 10**7)), Store(tmp_path / "results")
+    with pytest.raises(ValueError, match=r"this study needs 0.1 GB"):
+        check(store.root, run)
+    (tokens,) = run.mixture.token_files(run.tokenizer)
+    scratch = store.folder(tokens) / "scratch"
+    scratch.mkdir(parents=True)
+    with (scratch / "0.npy").open("wb") as file:
+        file.truncate(6 * 10**7)
+    check(store.root, run)
+
+
+def test_downloads_to_the_disk_of_the_results_need_their_room_beside_them(tmp_path: Path) -> None:
+    shape = BASE.shape.but(vocab_size=800_000)  # 0.1 GB as released
+    edited = PATCHED.but(tuned=BASE.but(shape=shape))
+    with pytest.raises(ValueError, match=r"needs 0.2 GB \(weights 0.1 GB, downloads from the hub 0.1 GB\)"):
+        check(tmp_path / "results", edited)
 
 
 def test_downloads_that_do_not_fit_the_hubs_cache_are_refused_before_they_start(tmp_path: Path) -> None:
     large = BASE.but(shape=BASE.shape.but(vocab_size=3_000_000))
-    with pytest.raises(ValueError, match=r"0.3 GB free and 1 checkpoints of about 0.4 GB will be downloaded"):
+    with pytest.raises(ValueError, match=r"0.3 GB free and checkpoints of about 0.4 GB will be downloaded"):
         check(tmp_path / "results", Evaluation(checkpoint=large, protocol=PROTOCOL))

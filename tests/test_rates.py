@@ -15,7 +15,7 @@ from cpt_lab import rates
 from cpt_lab.rates import DEVICES, H100, Rate, Rates
 from cpt_lab.specs import Evaluation, Mixture, Part, Spec, SpectralPart
 from cpt_lab.store import Store
-from spec_cases import BASE, EVALUATION, HARNESS, MATH, PATCHED, PROTOCOL, SHAPE, SPECTRA, SUMS, TUNED, rewound_heads
+from spec_cases import BASE, EVALUATION, HARNESS, MATH, PROTOCOL, SHAPE, SPECTRA, SUMS, TUNED, rewound_heads
 
 RATES = Rates(Rate(flops=1e12, bytes_per_second=float("inf"), train_share=0.5, read_share=0.25, spectra_share=0.01))
 
@@ -28,11 +28,23 @@ def part(scope: Literal["heads", "attention", "mlp"]) -> SpectralPart:
     return SpectralPart(checkpoint=TUNED, against=BASE, layer=0, scope=scope, of="values")
 
 
-def write_result(store: Store, spec: Spec, *, seconds: float, gpu: str = "", device: str = "auto", name: str = "") -> None:
+def write_result(
+    store: Store,
+    spec: Spec,
+    *,
+    seconds: float,
+    gpu: str = "",
+    device: str = "auto",
+    name: str = "",
+    training: dict[str, int] | None = None,
+) -> None:
     folder = store.folder(spec).with_name(name or store.folder(spec).name)
     folder.mkdir(parents=True)
     facts = {"seconds": seconds, "gpu": gpu, "execution": {"device": device}, "work": asdict(rates.work(spec))}
     (folder / "provenance.json").write_text(json.dumps(facts))
+    if training is not None:
+        (folder / "product").mkdir()
+        (folder / "product" / "training.json").write_text(json.dumps(training))
 
 
 # ---------------------------------------------------------------------------------------------------------------- formulas
@@ -89,12 +101,6 @@ def test_what_reads_no_weights_takes_no_time_until_its_like_was_measured() -> No
     assert not RATES.is_measured(MATH)
 
 
-def test_a_training_run_writes_its_state_beside_its_weights_and_a_patched_checkpoint_is_written_as_released() -> None:
-    assert rates.written(TUNED) == SHAPE.parameters * (4 + 2 * 12)  # float32, and two states with two moments more
-    assert rates.written(PATCHED) == 2 * SHAPE.parameters
-    assert rates.written(EVALUATION) == 0
-
-
 def test_a_worker_holds_the_weights_in_the_precision_of_the_protocol() -> None:
     assert rates.loaded(EVALUATION) == 4 * SHAPE.parameters
     assert rates.loaded(EVALUATION.but(protocol=PROTOCOL.but(dtype="bfloat16"))) == 2 * SHAPE.parameters
@@ -125,6 +131,28 @@ def test_other_work_of_the_kind_is_scaled_by_its_flops_and_bytes(tmp_path: Path)
     known = rates.known(store, "cpu")
     assert known.seconds(twice) == pytest.approx(80.0)
     assert known.seconds(TUNED) == Rates(DEVICES["cpu"]).seconds(TUNED)
+
+
+def test_a_training_run_of_several_devices_takes_one_device_as_many_times_as_long(tmp_path: Path) -> None:
+    write_result(Store(tmp_path), TUNED, seconds=6.0, training={"ranks": 4})
+    assert rates.known(Store(tmp_path), "cpu").seconds(TUNED) == 24.0
+
+
+def test_a_given_speed_of_training_wins_over_what_was_measured_and_over_flops(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    write_result(store, TUNED, seconds=6.0)
+    measured, given = rates.known(store, "cpu"), rates.known(store, "cpu", 50.0)
+    assert (given.seconds(TUNED), measured.seconds(TUNED)) == (TUNED.mixture.tokens / 50, 6.0)
+    assert [known.source(TUNED) for known in (given, measured, Rates())] == ["given", "measured", "FLOPs"]
+    assert given.seconds(EVALUATION) == measured.seconds(EVALUATION)
+    assert given.source(EVALUATION) == "FLOPs"
+
+
+def test_a_speed_given_for_a_model_is_for_that_model_alone() -> None:
+    other = TUNED.but(shape=SHAPE.but(name="other"))
+    assert Rates(given={"tiny": 50.0}).seconds(TUNED) == TUNED.mixture.tokens / 50
+    assert Rates(given={"tiny": 50.0}).seconds(other) == H100.seconds(other)
+    assert Rates(given={"tiny": 50.0}).source(other) == "FLOPs"
 
 
 @pytest.mark.parametrize(

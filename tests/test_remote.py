@@ -71,6 +71,22 @@ def test_a_model_that_does_not_fit_one_gpu_gets_as_many_as_hold_it_with_a_quarte
     assert remote.gpus_to_evaluate(todo, BIG) == gpus
 
 
+@pytest.mark.parametrize(
+    "speed", [0, -3, "fast", True, float("inf"), float("nan"), [3], {"olmo2_1b": 0}, {"olmo2_1b": 3, "olmo2_7b": None}]
+)
+def test_a_speed_of_training_that_is_none_is_refused_with_how_to_give_one(speed: object) -> None:
+    with pytest.raises(ValidationError, match=r"the tokens that one GPU trains on in a second, above 0, like 45000, or by model"):
+        Site(name="x", train_tokens_per_second=speed)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("stages", "ranks", "devices"), [({}, None, 1), ({"cpt": {"gpus": 8, "nodes": 2}}, None, 16), ({}, 3, 3)])
+def test_a_training_run_has_all_gpus_of_its_nodes_or_the_processes_it_is_told(
+    stages: dict[str, dict[str, int]], ranks: int | None, devices: int
+) -> None:
+    site = Site(name="x", gpus_per_node=8, stages=stages)  # type: ignore[arg-type]
+    assert remote.devices(site, ranks) == {"cpt": devices, "pretrain": ranks or 1}
+
+
 def test_a_model_that_no_node_can_hold_is_refused(tmp_path: Path) -> None:
     todo = toys.planned(Store(tmp_path), [scored(500)])
     with pytest.raises(ValueError, match=r"1000 GB needs 15 GPUs of 80 GB to be scored, and a task of site big has 8"):

@@ -7,6 +7,7 @@ import logging
 import math
 import shutil
 import signal
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,6 +22,7 @@ from cpt_lab.data import tokens
 from cpt_lab.execution import Execution
 from cpt_lab.specs import Recipe
 from cpt_lab.training import checks, engine, mixing, saving
+from cpt_lab.training.run import MIXED, check_room
 from cpt_lab.training.validation import held_out
 from training_cases import MIXTURE, OLD_IMPORTS, ON_CPU, RECIPE, SHAPE, SPEC, STEPS, Made, metrics, same_bits, weights, workspace
 
@@ -109,6 +111,7 @@ def test_the_summary_counts_tokens_steps_and_epochs(base: Path, made: Made) -> N
     facts = json.loads((base / "training.json").read_text())
     assert (facts["steps"], facts["tokens"]) == (STEPS, MIXTURE.tokens)
     assert facts["tokens_per_second"] == pytest.approx(facts["tokens"] / facts["seconds"])
+    assert facts["ranks"] == 1
     assert facts["epochs"] == {"math": MIXTURE.tokens / tokens.available_tokens(made.tokens)}
 
 
@@ -346,17 +349,33 @@ def test_the_last_states_are_kept_and_older_ones_go_even_those_of_an_earlier_att
 def test_the_disk_is_looked_at_before_a_run_begins(tmp_path: Path, made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checks.shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
     with pytest.raises(
-        OSError, match=r"2 states to resume from and 1 folders of weights of model smallest take .* free some space"
+        OSError,
+        match=r"training smallest needs 0.07 GB for 2 states to resume from \(.*, 1 folders of weights \(.*, the mixed tokens \(.* free:",
     ) as raised:
         made.train(tmp_path)
     assert failures.is_not_writable(raised.value)
+
+
+def test_mixed_tokens_and_weights_that_an_earlier_attempt_left_need_no_room(tmp_path: Path, made: Made) -> None:
+    def room(**given: Any) -> int:
+        asked: list[int] = []
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(checks, "check_room", lambda *_, **parts: asked.append(parts["mixed"]))
+            check_room(SPEC, work, inputs=replace(made.inputs, **given), how=ON_CPU)
+        return asked[0]
+
+    work = workspace(tmp_path)
+    work.scratch.mkdir()
+    assert room() == 2 * MIXTURE.tokens
+    mixing.mix(MIXTURE, made.inputs.tokens, work.scratch / MIXED, tokenizer=made.tokenizer)
+    assert room() == 0
 
 
 def test_the_disk_is_looked_at_again_before_each_state(tmp_path: Path, made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
     free = iter([10**12, 10**12])
     monkeypatch.setattr(checks.shutil, "disk_usage", lambda _: SimpleNamespace(free=next(free, 0)))
     often = ON_CPU.model_copy(update={"checkpoint_minutes": 1e-9})
-    with pytest.raises(OSError, match="1 states to resume from of model smallest take"):
+    with pytest.raises(OSError, match=r"needs 0.07 GB for 1 states to resume from \(0.00 GB\) and a reserve"):
         made.train(tmp_path, how=often)
     assert [path.parent.name for path in (tmp_path / "scratch" / "states").glob("step*/.metadata.json")] == ["step1"]
 

@@ -12,11 +12,11 @@ import pytest
 from compositions import points, refused
 from cpt_lab import checkpoints
 from cpt_lab.build import Workshop, ensure
+from cpt_lab.disk import kept_steps
 from cpt_lab.execution import Execution
 from cpt_lab.specs import Intermediate, Mixture, OlmoCoreCheckpoint, Part, key
 from cpt_lab.store import Store
 from cpt_lab.training import checks, engine, saving
-from cpt_lab.training.watching import kept_steps
 from training_cases import CORPUS, OLD_IMPORTS, ON_CPU, RECIPE, SHAPE, SPEC, STEPS, TOKENIZER, Made, same_bits, weights, workspace
 
 BATCH = RECIPE.batch_tokens
@@ -107,12 +107,12 @@ def test_an_interrupted_run_still_has_the_weights_that_it_had_kept(base: Path, t
 def test_what_is_kept_is_what_somebody_wants_and_every_so_many_tokens(
     how: dict[str, object], keep: tuple[int, ...], steps: set[int]
 ) -> None:
-    assert kept_steps(SPEC, keep, Execution(**how)) == steps
+    assert kept_steps(SPEC, Execution(**how), keep) == steps
 
 
 def test_a_run_that_is_made_up_to_a_place_keeps_what_is_wanted_up_to_there_alone() -> None:
     how = Execution(keep_every=2 * BATCH, keep_at=(3 * BATCH,))
-    assert kept_steps(SPEC, (4 * BATCH, 6 * BATCH, 12 * BATCH), how, until=6 * BATCH) == {4, 6}
+    assert kept_steps(SPEC, how, (4 * BATCH, 6 * BATCH, 12 * BATCH), until=6 * BATCH) == {4, 6}
 
 
 def test_a_run_that_is_made_up_to_a_place_writes_and_asks_room_for_its_weights_there_alone(

@@ -73,9 +73,10 @@ def build_report(spec: Contamination, corpus: Path, items: Items, work: Workspac
         raise ValueError(f"no item of protocol {spec.protocol.name} has a text of {ngrams.SHORTEST} words: there is nothing to look for")
     executor.prepare(groups, work.scratch)
     (work.scratch / ITEMS).write_text(json.dumps(items))
-    step = Compare(work.scratch, spec.words, getattr(spec.corpus, "sample_tokens", None))
+    enough = getattr(spec.corpus, "sample_tokens", None)
+    step = Compare(work.scratch, spec.words, enough)
     executor.run(step, groups, processes=processes, scratch=work.scratch, progress=work.progress)
-    parts = parts_of(work.scratch, len(groups))
+    parts = needed_parts(work.scratch, len(groups), enough)
     (work.product / LEFT_OUT).mkdir()
     for rank in range(len(parts)):
         shutil.copyfile(work.scratch / f"{rank}.npy", work.product / LEFT_OUT / f"{rank}.npy")
@@ -83,6 +84,18 @@ def build_report(spec: Contamination, corpus: Path, items: Items, work: Workspac
     facts = {"words": spec.words, "documents": sum(part["documents"] for part in parts), "tasks": tasks}
     overlapping = {"overlapping": sum(len(part["found"]) for part in parts)}
     (work.product / "report.json").write_text(json.dumps({**overlapping, **facts}, indent=1, ensure_ascii=False) + "\n")
+
+
+def needed_parts(scratch: Path, count: int, enough: int | None) -> list[dict[str, Any]]:
+    """What was found in the groups up to the one with which `enough` words are clean: others that were under way by then do not count."""
+    parts: list[dict[str, Any]] = []
+    clean = 0
+    for rank in range(count):
+        if enough is not None and clean >= enough:
+            break
+        parts.append(json.loads((scratch / f"{rank}.json").read_text()))
+        clean += parts[-1]["clean_words"]
+    return parts
 
 
 def parts_of(scratch: Path, count: int) -> list[dict[str, Any]]:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import io
 import json
 import shutil
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, redirect_stderr
 from multiprocessing import get_context
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -46,8 +48,14 @@ class Executor(LocalPipelineExecutor):
             yield from map(self._run_for_rank, ranks)
             return
         pool = ProcessPoolExecutor(min(self.workers, len(ranks)), mp_context=get_context("forkserver"))
+        processes: dict[int, BaseProcess] = {}
         try:
-            yield from (task.result() for task in as_completed([pool.submit(self._run_for_rank, rank) for rank in ranks]))
+            tasks = [pool.submit(self._run_for_rank, rank) for rank in ranks]
+            processes = dict(pool._processes)
+            yield from (task.result() for task in as_completed(tasks))
+        except BrokenProcessPool:
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise RuntimeError(how_they_ended([process.exitcode for process in processes.values()])) from None
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
@@ -77,18 +85,28 @@ def run(step: Step, groups: Sequence[Group], *, processes: int, scratch: Path, p
     """Do a step with every group, in so many processes at a time; groups that were done before in this scratch folder are not done again.
 
     The step writes what it makes into `scratch`, by names made of the rank. ValueError as the step raises it; RuntimeError if a process
-    was killed.
+    was killed or could not start.
     """
     prepare(groups, scratch)
     executor = Executor([_Task(step, scratch / LISTED)], tasks=len(groups), workers=processes, folder=scratch, progress=progress)
     try:
         executor.run()
-    except BrokenProcessPool:
-        raise RuntimeError(
-            "a process that read the corpus was killed, perhaps for memory: give fewer of them (execution.threads)"
-        ) from None
     except ValueError as error:
         raise ValueError(str(error)) from None  # without what the process wrote of its stack
+
+
+def how_they_ended(codes: Sequence[int | None]) -> str:
+    """Why a pool of processes broke, by their exit codes: the pool itself ends those that are left by SIGTERM."""
+    signals = [-code for code in codes if code is not None and code < 0 and code != -signal.SIGTERM]
+    left = [code for code in codes if code is not None and code > 0]
+    if signal.SIGKILL in signals or not (signals or left):
+        return "a process that read the corpus was killed, perhaps for memory: give fewer of them (execution.threads)"
+    if signals:
+        return f"a process that read the corpus crashed ({signal.Signals(signals[0]).name}): read with execution.threads=1 to see where"
+    return (
+        f"a process that was to read the corpus ended by itself with exit code {left[0]}, before it began or while it worked: what it said "
+        "of it stands in this one's log; execution.threads=1 reads without processes"
+    )
 
 
 def prepare(groups: Sequence[Group], scratch: Path) -> None:

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import json
+import logging
+import sys
+import time
 from collections.abc import Iterator
 from functools import lru_cache
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
+from cpt_lab import failures
 from cpt_lab.data.formats import Row
 
 if TYPE_CHECKING:
     from cpt_lab.specs import HubCorpus
     from cpt_lab.store import Workspace
 
+PAUSES = (1.0, 4.0, 15.0, 60.0)  # seconds before each further try of a row that did not come
+BUSY = (408, 425, 429)  # HTTP: answers of a server that may have the file later, beside 500 and above
 OUT_OF_REACH = "could not be reached on the hub: give a network, or its files as a files_corpus"
 
 
@@ -43,18 +50,60 @@ def rows(source: str, start: int, stop: int | None, settings: dict[str, Any]) ->
     count = files_in(stream)
     for file in range(start, count if stop is None else stop):
         part = stream.shard(num_shards=count, index=file) if count > 1 else stream
-        for number, values in enumerate(part, start=1):
-            yield Row(f"row {number} of file {file} of data set {source}", values)
+        yield from _steadily(part, f"of file {file} of data set {source}")
+
+
+def _steadily(part: Any, of: str) -> Iterator[Row]:
+    """The rows of a file, which is begun again, up to the row it was at, when the network fails.
+
+    ValueError naming the row if that helps no more, whereby a row that comes gives all pauses back.
+    """
+    number, pauses = 0, iter(PAUSES)
+    while True:
+        try:
+            for values in islice(part, number, None):
+                number, pauses = number + 1, iter(PAUSES)
+                yield Row(f"row {number} {of}", values)
+            return
+        except Exception as error:  # the libraries below have no family of network errors: what is none goes on
+            if not is_network_failure(error):
+                raise
+            pause = next(pauses, None)
+            said = f"row {number + 1} {of} did not come over the network ({type(error).__name__}: {_first_line(error)})"
+            if pause is None:
+                raise ValueError(
+                    f"{said}, also not in {len(PAUSES)} further tries: look at the network, then give the same command again, which "
+                    "goes on with the files that are not done"
+                ) from error
+            logging.getLogger(__name__).warning("%s: once more in %s s", said, pause)
+            time.sleep(pause)
+
+
+def is_network_failure(error: BaseException) -> bool:
+    """Whether the same request may succeed later: the connection broke, or the server was busy; not what is gone or not allowed."""
+    status = getattr(getattr(error, "response", None), "status_code", None) or getattr(error, "status", None)
+    if isinstance(status, int) and status >= 400:
+        return status >= 500 or status in BUSY
+    if isinstance(error, OSError):
+        return not isinstance(error, FileNotFoundError | PermissionError | IsADirectoryError) and not failures.is_not_writable(error)
+    # These two have errors that are no OSError. They are loaded if one of them was raised.
+    families = [(sys.modules.get("httpx"), "HTTPError"), (sys.modules.get("aiohttp"), "ClientError")]
+    return isinstance(error, TimeoutError) or any(module and isinstance(error, getattr(module, name)) for module, name in families)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or ["no more is known"])[0]
 
 
 @lru_cache(maxsize=4)
 def open_stream(source: str, *, config: str | None, data_files: str | None, revision: str, split: str) -> Any:
     """The data set as an iterable of rows; ValueError if the hub or the data set cannot be reached."""
     from datasets import load_dataset
+    from httpx import HTTPError
 
     try:
         return load_dataset(source, name=config, data_files=data_files, revision=revision, split=split, streaming=True)
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, HTTPError) as error:
         raise ValueError(f"data set {source} ({revision}) {OUT_OF_REACH}") from error
 
 

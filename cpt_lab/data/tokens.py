@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -46,8 +47,10 @@ class Encode:
         if self.left_out is not None and not (self.left_out / f"{rank}.npy").exists():
             return  # the report had enough before it; here earlier groups may be under way yet, and `join` says so if it is needed
         encoder = _encoder(str(self.scratch / "tokenizer.json"))
-        dropped = set(np.load(self.left_out / f"{rank}.npy").tolist()) if self.left_out is not None else set()
-        facts = {"documents": 0, "tokens": 0, "dropped": len(dropped)}
+        dropped = np.load(self.left_out / f"{rank}.npy").tolist() if self.left_out is not None else []
+        kept_before = [place - earlier for earlier, place in enumerate(dropped)]  # for whoever takes the first documents alone
+        facts: dict[str, Any] = {"documents": 0, "tokens": 0, "dropped": len(dropped), "kept_before": kept_before}
+        dropped = set(dropped)
         beside = self.scratch / f".{rank}.npy"
         with beside.open("wb") as file:
             for batch in batches(kept for index, kept in enumerate(texts_of(group)) if index not in dropped):
@@ -107,6 +110,8 @@ def load_encoder(spec: Tokens, tokenizer: Path) -> Any:
 def join(scratch: Path, groups: int, path: Path, *, dtype: str, eos: int, enough: int | None) -> dict[str, Any]:
     """Write the tokens of all groups, in order, into one file, up to the document that holds token `enough`; counts and digest.
 
+    Dropped are the documents that would stand in the file, before its last one.
+
     ValueError if a group is needed that the contamination report has not looked through.
     """
     import numpy as np
@@ -124,9 +129,10 @@ def join(scratch: Path, groups: int, path: Path, *, dtype: str, eos: int, enough
                 )
             counts = json.loads((scratch / f"{rank}.json").read_text())
             found = np.fromfile(scratch / f"{rank}.npy", dtype=dtype)
-            if enough is not None and facts["tokens"] + len(found) > enough:
+            if enough is not None and facts["tokens"] + len(found) >= enough:
                 found = found[: _last_document(found, enough - facts["tokens"], eos)]
-                counts |= {"documents": int((found == eos).sum()), "tokens": len(found)}
+                documents = int((found == eos).sum())
+                counts |= {"documents": documents, "tokens": len(found), "dropped": bisect_left(counts["kept_before"], documents)}
             found.tofile(file)
             digest.update(found.data)
             facts |= {name: facts[name] + counts[name] for name in ("documents", "tokens", "dropped")}

@@ -11,14 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cpt_lab import failures, vocabularies
+from cpt_lab.disk import STATE_BYTES, WEIGHT_BYTES
 from cpt_lab.rates import DEVICES
 from cpt_lab.store import write_atomically
 
 if TYPE_CHECKING:
     from cpt_lab.specs import ModelShape, Recipe
 
-STATE_BYTES = 12  # of a weight: itself and two moments in float32
-WEIGHT_BYTES = 4
 SPARE_BYTES = 64 * 2**20  # for the files beside
 MOST_NAMES = 10  # documents of a corpus that a message lists
 
@@ -41,16 +40,21 @@ def check_vocabulary(needed: int, shape: ModelShape) -> None:
         )
 
 
-def check_room(folder: Path, shape: ModelShape, *, states: int = 0, folders: int = 0) -> None:
-    """OSError (ENOSPC) if the disk has no room for so many more states to resume from and folders of weights."""
-    needed = shape.parameters * (states * STATE_BYTES + folders * WEIGHT_BYTES) + SPARE_BYTES
+def check_room(folder: Path, shape: ModelShape, *, states: int = 0, folders: int = 0, mixed: int = 0) -> None:
+    """OSError (ENOSPC) if the disk has no room for so many more states to resume from, folders of weights, and bytes of mixed tokens."""
+    parts = {
+        f"{states} states to resume from": states * STATE_BYTES * shape.parameters,
+        f"{folders} folders of weights": folders * WEIGHT_BYTES * shape.parameters,
+        "the mixed tokens": mixed,
+    }
+    needed = sum(parts.values()) + SPARE_BYTES
     free = shutil.disk_usage(folder).free
     if free < needed:
-        what = [f"{states} states to resume from"] * bool(states) + [f"{folders} folders of weights"] * bool(folders)
+        what = [f"{name} ({size / 1e9:,.2f} GB)" for name, size in parts.items() if size]
         raise OSError(
             errno.ENOSPC,
-            f"{' and '.join(what)} of model {shape.name} take {needed / 1e9:,.2f} GB and {free / 1e9:,.2f} GB are free: "
-            "free some space, then resume",
+            f"training {shape.name} needs {needed / 1e9:,.2f} GB for {', '.join(what)} and a reserve, and {folder} has "
+            f"{free / 1e9:,.2f} GB free: free some space, then resume",
         )
 
 

@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cpt_lab.data.documents import read_manifest
 from cpt_lab.data.tokens import check_budget, read_tokens
@@ -61,9 +61,7 @@ def mix(mixture: Mixture, sources: Sequence[Path], path: Path, *, tokenizer: Pat
     for part, array, whole in zip(mixture.parts, arrays, available, strict=True):  # a manifest may count what no document holds
         check_budget(part, whole, unended=len(array) - whole)
     found = layout(mixture, documents)
-    dtype = max(
-        (manifest["dtype"] for manifest in manifests), key=lambda name: int(name.removeprefix("uint"))
-    )  # ready-made files may differ
+    dtype = _widest(manifests)
     beside = path.with_suffix(".part")
     with beside.open("wb") as file:
         for source, (start, stop) in zip(found.source, found.bounds, strict=True):
@@ -74,6 +72,13 @@ def mix(mixture: Mixture, sources: Sequence[Path], path: Path, *, tokenizer: Pat
     facts = {**asdict(mixed), "path": path.name, "bytes": path.stat().st_size, "mixture": digest(mixture)}
     write_atomically(path.with_suffix(".json"), json.dumps(facts))
     return mixed
+
+
+def missing_bytes(mixture: Mixture, sources: Sequence[Path], path: Path) -> int:
+    """How many bytes `mix` has yet to write there: all of the file, or none."""
+    if _known(mixture, path) is not None:
+        return 0
+    return mixture.tokens * (int(_widest([read_manifest(source) for source in sources]).removeprefix("uint")) // 8)
 
 
 def layout(mixture: Mixture, documents: Sequence[np.ndarray]) -> Layout:
@@ -140,6 +145,11 @@ def documents_of(
         if len(mine):
             named[part.corpus.name] = np.unique(np.searchsorted(starts, found.bounds[mine, 0])).tolist()
     return named
+
+
+def _widest(manifests: Sequence[dict[str, Any]]) -> str:
+    """The type that holds the tokens of all; ready-made files may differ."""
+    return max((str(manifest["dtype"]) for manifest in manifests), key=lambda name: int(name.removeprefix("uint")))
 
 
 def _known(mixture: Mixture, path: Path) -> Mixed | None:

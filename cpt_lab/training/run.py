@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cpt_lab import disk
 from cpt_lab.store import read_json
 from cpt_lab.training import checks, mixing, ranks, saving, watching
 
@@ -69,7 +70,8 @@ def train(spec: TrainedCheckpoint, work: Workspace, *, inputs: Inputs, how: Exec
         if team.size == 1:
             train_here(spec, work, inputs=inputs, how=how)
         else:
-            mixed(spec, work, inputs)  # ranks wait half an hour at most
+            check_room(spec, work, inputs=inputs, how=how)
+            mixed(spec, work, inputs)  # here, for ranks wait half an hour at most
             told: dict[str, Any] = {"spec": spec.model_dump(mode="json"), "how": how.model_dump(mode="json"), "inputs": inputs.dumped()}
             told |= {"folder": str(work.folder), "product": str(work.product)}
             ranks.run(told, work.scratch, team, device=how.on_device(), threads=how.threads)
@@ -121,12 +123,14 @@ def mixed(spec: TrainedCheckpoint, work: Workspace, inputs: Inputs) -> Mixed:
 
 
 def check_room(spec: TrainedCheckpoint, work: Workspace, *, inputs: Inputs, how: Execution) -> None:
-    """OSError if the disk has no room for the states and weights that are still to come: what an earlier attempt left is there already."""
-    steps = watching.kept_steps(spec, inputs.keep, how, until=inputs.until)
+    """OSError if the disk has no room for the mixed tokens, states and weights still to come: what an earlier attempt left is there."""
+    steps = disk.kept_steps(spec, how, inputs.keep, until=inputs.until)
     kept = sum((work.scratch / saving.INTERMEDIATES / str(step * spec.recipe.batch_tokens)).is_dir() for step in steps)
     there = len([*(work.scratch / "states").glob("step*/.metadata.json")])
     states = max(how.keep_states + 1 - there, 0)  # a new one is whole before the oldest goes
-    checks.check_room(work.scratch, spec.shape, states=states, folders=(inputs.until is None) + len(steps) - kept)
+    folders = len(steps) - kept + (inputs.until is None)
+    missing = mixing.missing_bytes(spec.mixture, inputs.tokens, work.scratch / MIXED)
+    checks.check_room(work.scratch, spec.shape, states=states, folders=folders, mixed=missing)
 
 
 def first_alone(work: Callable[[], Mixed]) -> Mixed:
@@ -173,8 +177,11 @@ def usr2_cancels(trainer: Trainer) -> Iterator[None]:
 
 
 def summary(seconds: float, steps: int, *, tokens: int, epochs: dict[str, float]) -> dict[str, Any]:
-    """The run in numbers, of all its attempts; tokens per second over everything, loading and saving included."""
-    return {"seconds": seconds, "steps": steps, "tokens": tokens, "tokens_per_second": tokens / seconds, "epochs": epochs}
+    """The run in numbers, of all its attempts; tokens per second over everything, of all ranks, loading and saving included."""
+    from olmo_core.distributed.utils import get_world_size
+
+    facts = {"seconds": seconds, "steps": steps, "tokens": tokens, "tokens_per_second": tokens / seconds}
+    return {**facts, "ranks": get_world_size(), "epochs": epochs}
 
 
 @contextmanager

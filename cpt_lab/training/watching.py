@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from cpt_lab import disk
 from cpt_lab.training import checks, mixing, ranks, saving
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def watchers(
         "checkpointer": TimedCheckpointer(minutes=how.checkpoint_minutes, max_checkpoints=how.keep_states, check=lambda: check(states=1)),
         "stopper": Stopper(asked=lambda: ranks.asked_to_stop(work.scratch)),
     }
-    if keep := kept_steps(spec, inputs.keep, how, until=inputs.until):
+    if keep := disk.kept_steps(spec, how, inputs.keep, until=inputs.until):
         found["keeper"] = IntermediateKeeper(steps=keep, save=save)
     return found if inputs.until is not None else found | measurers(spec, work, inputs=inputs, how=how, recorder=recorder)
 
@@ -81,15 +81,3 @@ def measurers(spec: TrainedCheckpoint, work: Workspace, *, inputs: Inputs, how: 
             check=recorder.check,
         )
     return found
-
-
-def kept_steps(spec: TrainedCheckpoint, keep: Sequence[int], how: Execution, *, until: int | None = None) -> frozenset[int]:
-    """The steps before the last whose weights are kept: those that somebody wants, and those that `how` asks for, to the nearest step.
-
-    Of a run that is made up to a place for its weights alone (`until`) only what is wanted up to there: the rest would be thrown away.
-    """
-    batch, whole = spec.recipe.batch_tokens, spec.steps * spec.recipe.batch_tokens
-    regular = range(how.keep_every, whole, how.keep_every) if how.keep_every else ()
-    asked = (*keep, *how.keep_at, *regular) if until is None else [tokens for tokens in keep if tokens <= until]
-    steps = {max(1, round(tokens / batch)) for tokens in asked}
-    return frozenset(step for step in steps if step < spec.steps)
