@@ -176,7 +176,7 @@ def test_what_a_rank_raises_is_raised_where_they_were_started(tmp_path: Path, ma
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("looks", "keep", "message"), [(0, (), "2 states .* and 1 folders"), (1, (), "1 states"), (1, (BATCH,), "1 folders")]
+    ("looks", "keep", "message"), [(0, (), "2 states .*, 1 folders"), (1, (), "1 states"), (1, (BATCH,), "1 folders")]
 )
 def test_all_ranks_fail_alike_when_the_first_finds_no_room(
     looks: int, keep: tuple[int, ...], message: str, tmp_path: Path, made: Made
@@ -184,7 +184,7 @@ def test_all_ranks_fail_alike_when_the_first_finds_no_room(
     torch.multiprocessing.spawn(train_until_no_room, args=(tmp_path, made, looks, keep), nprocs=2)
     first, second = ((tmp_path / f"error{rank}").read_text() for rank in range(2))
     assert first == second
-    assert re.search(rf"{message} .*of model smallest take .* free some space", first)
+    assert re.search(rf"training smallest needs .* for {message} .* free some space", first)
 
 
 def train_until_no_room(rank: int, folder: Path, made: Made, looks: int, keep: tuple[int, ...]) -> None:
