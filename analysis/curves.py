@@ -35,21 +35,16 @@ class Curve:
 
     @property
     def family(self) -> str:
-        """What curves of one colour have in common: the criterion, and what else the sweep varies."""
-        return f"{self.criterion}, {self.also}" if self.also else self.criterion
+        return family(self.criterion, self.also)
 
     @property
     def label(self) -> str:
-        """`criterion direction` in plain words; the reverse of a random order is another random order."""
-        direction = {"ascending": "", "descending": " reversed"}[self.direction] if self.criterion == "random" else f" {self.direction}"
-        many = f" (mean of {len(self.values)})" if len(self.values) > 1 else ""
-        also = f", {self.also}" if self.also else ""
-        return f"{self.criterion.replace('_', ' ')}{direction}{also}{many}"
+        return label(self.criterion, self.direction, self.also, seeds=len(self.values))
 
     @property
     def mean(self) -> Values:
         """Over the seeds that are done, per fraction; NaN where none is."""
-        return np.array([_mean(column) for column in self.values.T])
+        return np.array([finite_mean(column) for column in self.values.T])
 
     @property
     def spread(self) -> Values:
@@ -59,6 +54,18 @@ class Curve:
     def areas(self) -> Values:
         """The area under each seed's curve (P eq. 17), in units of the metric; NaN for a curve with a gap or a single point."""
         return np.array([auc(self.fractions, row) if len(row) > 1 and np.isfinite(row).all() else np.nan for row in self.values])
+
+
+def family(criterion: str, also: str) -> str:
+    """What curves of one colour have in common: the criterion, and what else the sweep varies."""
+    return f"{criterion}, {also}" if also else criterion
+
+
+def label(criterion: str, direction: str, also: str, *, seeds: int) -> str:
+    """`criterion direction` in plain words; the reverse of a random order is another random order."""
+    turn = {"ascending": "", "descending": " reversed"}[direction] if criterion == "random" else f" {direction}"
+    many = f" (mean of {seeds})" if seeds > 1 else ""
+    return f"{family(criterion.replace('_', ' ') + turn, also)}{many}"
 
 
 def curves(table: pd.DataFrame, metric: str) -> list[Curve]:
@@ -71,7 +78,7 @@ def curves(table: pd.DataFrame, metric: str) -> list[Curve]:
         raise ValueError(f"study {table.attrs.get('study', '')!r} has no points that rewind by a ranking: there is no curve to draw")
     others = also_varies(rewound, table.attrs["varies"])
     groups = rewound.groupby(["criterion", "direction", *others], sort=False, dropna=False)
-    return [_curve(names, rows, metric, others=others, alike=_alike(rewound, rows, others)) for names, rows in groups]
+    return [_curve(names, rows, metric, others=others, alike=rows_like(rewound, rows, others)) for names, rows in groups]
 
 
 def also_varies(rewound: pd.DataFrame, varies: Sequence[str]) -> list[str]:
@@ -79,6 +86,18 @@ def also_varies(rewound: pd.DataFrame, varies: Sequence[str]) -> list[str]:
     own = ("criterion", "direction", "fraction")
     asked = [name for name in ("study", *varies) if name in rewound and name not in own and not name.endswith("seed")]
     return [name for name in asked if rewound[name].nunique(dropna=False) > 1]
+
+
+def rows_like(table: pd.DataFrame, rows: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
+    """The rows of the table that have in these columns what the given ones have."""
+    same = [table[name].map(str) == str(rows[name].iloc[0]) for name in names]
+    return table[np.logical_and.reduce(same)] if same else table
+
+
+def finite_mean(values: Values) -> float:
+    """Over what is done; NaN where nothing is."""
+    done = values[np.isfinite(values)]
+    return float(done.mean()) if len(done) else float("nan")
 
 
 def references(table: pd.DataFrame, metric: str) -> dict[str, float]:
@@ -102,12 +121,6 @@ def _unedited(table: pd.DataFrame) -> pd.Series[bool]:
     starts = table["model"].map(str) + " " + table["pretrain_tokens"].map(str)
     bases = (table["role"] == "base") & starts.isin(starts[rewound])
     return (table["intervention"] == "none") & (bases | table["tuned"].isin(table.loc[rewound, "tuned"]))
-
-
-def _alike(rewound: pd.DataFrame, rows: pd.DataFrame, others: list[str]) -> pd.DataFrame:
-    """The points that differ from these in criterion and direction only: at the ends their weights are the same."""
-    same = [rewound[name].map(str) == str(rows[name].iloc[0]) for name in others]
-    return rewound[np.logical_and.reduce(same)] if same else rewound
 
 
 def _curve(names: tuple[Any, ...], rows: pd.DataFrame, metric: str, *, others: list[str], alike: pd.DataFrame) -> Curve:
@@ -137,11 +150,6 @@ def _end(rows: pd.DataFrame, metric: str, end: float) -> Place:
 def _places(rows: pd.DataFrame, metric: str) -> list[Place]:
     columns = (rows[metric].astype(float), rows[f"{metric}{STDERR}"].astype(float), rows["key"])
     return list(zip(*columns, strict=True))
-
-
-def _mean(column: Values) -> float:
-    done = column[np.isfinite(column)]
-    return float(done.mean()) if len(done) else float("nan")
 
 
 def _std(column: Values) -> float:

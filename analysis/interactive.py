@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from analysis import traces
+from analysis import pages, traces
 from analysis.drawing import Axis, Drawing, Heat, Panel, Reference
 from analysis.marks import colour_limits, heat_limits, legend_entries, needs_colour_bar, tick_step
 from analysis.palette import DIVERGING, SEQUENTIAL
@@ -21,29 +21,10 @@ LEGEND_LINE, LEGEND_LETTER = 22, 8.0
 LEAST_WIDTH = 300  # pixels of a panel: on a phone the figure scrolls sideways
 MOST_NAMES, MOST_LETTERS = 40, 44
 LIBRARY = "plotly.min.js"
-PAGE = """\
-<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title>
-<style>
-body {{ margin: 1.5rem auto; max-width: {width}px; padding: 0 1rem; font: 15px/1.5 Helvetica, Arial, sans-serif; color: #222 }}
-h1 {{ font-size: 1.25rem; line-height: 1.3; margin: 0 0 .5rem }}
-figure {{ margin: 0 }}
-figcaption {{ font-size: .85rem; color: #555; max-width: 75em }}
-</style>
-<script src="{library}"></script>
-</head>
-<body>
-<main>
-<h1>{title}</h1>
-{fragment}
-</main>
-</body>
-</html>
-"""
+STYLE = """\
+h1 { font-size: 1.25rem; line-height: 1.3; margin: 0 0 .5rem }
+figure { margin: 0 }
+figcaption { font-size: .85rem; color: #555; max-width: 75em }"""
 
 
 def figure(drawing: Drawing) -> Any:
@@ -55,8 +36,11 @@ def figure(drawing: Drawing) -> Any:
         [{} if column < len(row) and row[column] is not None else None for column in range(columns)] for row in drawing.rows
     ]
     width, height = _size(drawing)
-    plotted = width - LEFT - 20
-    between = (LEFT + (BAR if any(map(needs_colour_bar, drawing.panels)) else 0)) / plotted
+    bar = BAR if any(map(needs_colour_bar, drawing.panels)) else 0
+    right = bar or 20
+    plotted = width - LEFT - right
+    # Plotly knows gaps as shares of the width alone: what is between panels must have room where the page is narrowest too.
+    between = (LEFT + bar) / (LEAST_WIDTH * columns - LEFT - right)
     gaps = {"horizontal_spacing": min(between, 0.9 / columns), "vertical_spacing": min(BETWEEN_ROWS / height, 0.9 / rows)}
     page = make_subplots(rows=rows, cols=columns, specs=specs, **gaps)
     explained = legend_entries(drawing)
@@ -70,7 +54,7 @@ def figure(drawing: Drawing) -> Any:
         plot_bgcolor="white",
         paper_bgcolor="white",
         height=height + LEGEND_LINE * lines,
-        margin={"l": LEFT, "r": BAR if any(map(needs_colour_bar, drawing.panels)) else 20, "t": 40 + LEGEND_LINE * lines, "b": 60},
+        margin={"l": LEFT, "r": right, "t": 40 + LEGEND_LINE * lines, "b": 60},
         legend={"orientation": "h", "x": 0, "xanchor": "left", "y": 1, "yanchor": "bottom", "yref": "paper"},
         showlegend=bool(explained),
         barmode="overlay",
@@ -99,8 +83,8 @@ def fragment(drawing: Drawing) -> str:
 
 def page(drawing: Drawing) -> str:
     """The whole page; its one script is the LIBRARY beside it, so that fifty figures do not hold fifty copies of 5 MB."""
-    title, width = html.escape(drawing.title), max(760, _size(drawing)[0])
-    return PAGE.format(title=title, width=width, library=LIBRARY, fragment=fragment(drawing))
+    content = f"<h1>{html.escape(drawing.title)}</h1>\n{fragment(drawing)}"
+    return pages.page(drawing.title, content, style=STYLE, width=f"{max(760, _size(drawing)[0])}px", library=LIBRARY)
 
 
 def _size(drawing: Drawing) -> tuple[int, int]:

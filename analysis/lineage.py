@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
+from cpt_lab.architecture import ATTENTION_ROLES, ROLES, Role
 from cpt_lab.interventions.soup import Soup
 from cpt_lab.interventions.transplant import Transplant
 from cpt_lab.interventions.truncate import Truncate
@@ -25,7 +26,8 @@ from cpt_lab.specs import (
 
 COLUMNS = (
     *("model", "size", "parameters", "role", "mixture", "domain", "cpt_tokens", "math_tokens", "pretrain_tokens"),
-    *("intervention", "percent", "weight", "partner", "partner_domain", "source", "tuned", "unedited", "protocol_key"),
+    *("which", "tuned", "unedited", "protocol_key"),
+    *("intervention", "percent", "matrices", "weight", "partner", "partner_which", "partner_domain", "source"),
 )
 DOMAIN_OF = {  # P table 1: what a source of data is for; all others are a domain by their own name
     **{"math": "math", "dolmino_math": "math"},
@@ -39,15 +41,16 @@ MOSTLY = 0.75  # a mixture with so much of one domain is of this domain: P's tex
 def columns(spec: Spec, known: dict[tuple[str, str], str] | None = None) -> dict[str, Any]:
     """The COLUMNS of a point, None where one does not apply.
 
-    role: base, tuned, soup or edited. Tokens are numbers of tokens; of a hub checkpoint as its revision says. `tuned` is the key of the
-    checkpoint that is edited, `unedited` that of its own evaluation under the same protocol: what a point is paired with; `known` keeps
-    it by protocol and checkpoint for the next point.
+    role: base, tuned, soup or edited. Tokens are numbers of tokens; of a hub checkpoint as its revision says. `which` is what tells
+    checkpoints of the same model and data apart: the seed of a training, a folder. `tuned` is the key of the checkpoint that is edited,
+    `unedited` that of its own evaluation under the same protocol: what a point is paired with; `known` keeps it by protocol and
+    checkpoint for the next point.
     """
     given: Checkpoint | Patched | None = getattr(spec, "checkpoint", spec if isinstance(spec, Patched) else None)
     if not isinstance(given, HubCheckpoint | FolderCheckpoint | TrainedCheckpoint | Intermediate | Patched):
         return dict.fromkeys(COLUMNS)
     start = given.tuned if isinstance(given, Patched) else given
-    found = {**dict.fromkeys(COLUMNS), **origin(start), "tuned": key(start), **_done_to(given)}
+    found = {**dict.fromkeys(COLUMNS), **origin(start), "which": which(start), "tuned": key(start), **_done_to(given)}
     if isinstance(spec, Evaluation):
         found["protocol_key"] = key(spec.protocol)
         pair = (key(spec.protocol), key(start))
@@ -93,6 +96,14 @@ def tokens_of_revision(revision: str) -> int | None:
     return int(found.group(1)) * 10**9 if found else None
 
 
+def tokens_text(count: float) -> str:
+    """`4T`, `20B`, `1.02M` tokens: three digits at most."""
+    for unit, scale in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("k", 1e3)):
+        if count >= scale:
+            return f"{count / scale:.3g}{unit}"
+    return f"{count:.0f}"
+
+
 def size(name: str, parameters: int) -> str:
     """`7B`: as the model is called, or as it is."""
     called = re.search(r"(?:^|[_-])(\d+(?:[._]\d+)?)([bm])(?=$|[_-])", name.lower())
@@ -115,9 +126,32 @@ def called(checkpoint: Checkpoint) -> str:
     return checkpoint.path.rstrip("/").rsplit("/", 1)[-1]
 
 
+def which(checkpoint: Checkpoint) -> str:
+    """`seed 1` of a training, `seeds 0, 1` where that of what it starts from is another one; what all others are called."""
+    run = checkpoint.of if isinstance(checkpoint, Intermediate) else checkpoint
+    if not isinstance(run, TrainedCheckpoint):
+        return called(checkpoint)
+    seeds = _seeds(run)
+    return f"seed {seeds[0]}" if len(set(seeds)) == 1 else f"seeds {', '.join(map(str, seeds))}"
+
+
 def exact(checkpoint: Checkpoint) -> str:
     """A checkpoint for a caption: what it is called and the start of its hash."""
     return f"{called(checkpoint)} ({key(checkpoint).rsplit('-', 1)[-1][:8]})"
+
+
+def _seeds(run: TrainedCheckpoint) -> list[int]:
+    """Of a training and all those before it, the first one first."""
+    start = run.start.of if isinstance(run.start, Intermediate) else run.start
+    return [*(_seeds(start) if isinstance(start, TrainedCheckpoint) else []), run.recipe.seed]
+
+
+def _matrices(roles: Collection[Role]) -> str:
+    """`all matrices`, `attention`, `MLP`, or the matrices by name."""
+    for name, these in (("all matrices", ROLES), ("attention", ATTENTION_ROLES), ("MLP", set(ROLES) - set(ATTENTION_ROLES))):
+        if set(roles) == set(these):
+            return name
+    return ", ".join(role for role in ROLES if role in roles)
 
 
 def _data(mixture: Mixture) -> dict[str, Any]:
@@ -131,7 +165,7 @@ def _done_to(checkpoint: Checkpoint | Patched) -> dict[str, Any]:
     found: dict[str, Any] = {"role": "edited", "intervention": "+".join(change.kind for change in checkpoint.interventions)}
     for change in checkpoint.interventions:
         if isinstance(change, Truncate):
-            found |= {"percent": change.percent}
+            found |= {"percent": change.percent, "matrices": _matrices(change.roles)}
         elif isinstance(change, Transplant):
             found |= {"source": called(change.source)}
         elif isinstance(change, Soup):
@@ -146,4 +180,10 @@ def _soup(change: Soup) -> Mapping[str, Any]:
         return {}
     (other,) = others
     assert other.checkpoint is not None
-    return {"weight": other.weight, "partner": called(other.checkpoint), "partner_domain": origin(other.checkpoint).get("domain")}
+    partner = other.checkpoint
+    found = {
+        "partner": called(partner),
+        "partner_which": f"{called(partner)} of {which(partner)}",
+        "partner_domain": origin(partner).get("domain"),
+    }
+    return {"weight": other.weight, **found}

@@ -7,16 +7,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from analysis.curves import also_varies
+from analysis import curves
+from analysis.curves import ENDS, also_varies
 from analysis.paired import Outcomes, Test, one_sample
 from analysis.results import Results, is_share
 from cpt_lab.evaluation.statistics import mean, standard_error
 
 if TYPE_CHECKING:
     import pandas as pd
-
-ENDS = (0.0, 1.0)  # where every order rewinds the same: nothing, or all
 
 
 @dataclass(frozen=True)
@@ -33,14 +33,11 @@ class Order:
 
     @property
     def family(self) -> str:
-        return f"{self.criterion}, {self.also}" if self.also else self.criterion
+        return curves.family(self.criterion, self.also)
 
     @property
     def label(self) -> str:
-        direction = {"ascending": "", "descending": " reversed"}[self.direction] if self.criterion == "random" else f" {self.direction}"
-        words = self.criterion.replace("_", " ") + direction
-        many = f" (mean of {len(self.keys)})" if len(self.keys) > 1 else ""
-        return words + (f", {self.also}" if self.also else "") + many
+        return curves.label(self.criterion, self.direction, self.also, seeds=len(self.keys))
 
     @property
     def area(self) -> float:
@@ -59,11 +56,16 @@ def orders(results: Results, metric: str) -> list[Order]:
 
 def difference(ours: Order, theirs: Order) -> Test:
     """The area under ours minus that under theirs, paired over documents."""
+    found = differences(ours, theirs)
+    return Test(mean(found), standard_error(found), len(found), one_sample(found))
+
+
+def differences(ours: Order, theirs: Order) -> NDArray[np.float64]:
+    """The area under ours minus that under theirs, of every document that both have; ValueError if they share none."""
     shared = ours.areas.index.intersection(theirs.areas.index)
     if shared.empty:
         raise ValueError(f"the orders {ours.label} and {theirs.label} share no document: there is nothing to pair")
-    differences = np.asarray(ours.areas.loc[shared] - theirs.areas.loc[shared], float)
-    return Test(mean(differences), standard_error(differences), len(differences), one_sample(differences))
+    return np.asarray(ours.areas.loc[shared] - theirs.areas.loc[shared], float)
 
 
 def carried(changes: Mapping[float, Test | None], *, sign: int, errors: float) -> float | None:
@@ -78,10 +80,15 @@ def carried(changes: Mapping[float, Test | None], *, sign: int, errors: float) -
 
 def directions(found: Sequence[Order]) -> dict[str, Test]:
     """Family -> descending minus ascending (P eq. 18 before the bars), where both are there."""
+    return {family: difference(*both) for family, both in pairs(found).items()}
+
+
+def pairs(found: Sequence[Order]) -> dict[str, tuple[Order, Order]]:
+    """Family -> (descending, ascending), where both are there."""
     by_place = {(order.family, order.direction): order for order in found}
     families = dict.fromkeys(order.family for order in found)
     return {
-        family: difference(by_place[family, "descending"], by_place[family, "ascending"])
+        family: (by_place[family, "descending"], by_place[family, "ascending"])
         for family in families
         if (family, "descending") in by_place and (family, "ascending") in by_place
     }
@@ -96,7 +103,8 @@ def _orders(done: pd.DataFrame, table: pd.DataFrame, outcomes: Outcomes) -> Iter
     wanted = table[table["fraction"].notna() & table["criterion"].notna()]
     others = also_varies(wanted, table.attrs["varies"])
     for names, rows in done.groupby(["criterion", "direction", *others], sort=False, dropna=False):
-        alike, asked = _alike(done, rows, others), _same(wanted, rows, ["criterion", "direction", *others])
+        # Points that differ in criterion and direction alone: at the ends their weights are the same.
+        alike, asked = curves.rows_like(done, rows, others), curves.rows_like(wanted, rows, ["criterion", "direction", *others])
         ends = {end: str(at["key"].iloc[0]) for end in ENDS if len(at := alike[alike["fraction"] == end])}
         fractions = sorted({float(fraction) for fraction in asked["fraction"]} | set(ends))
         seeds = [dict(zip(group["fraction"].astype(float), group["key"], strict=True)) for group in _seeds(rows)]
@@ -129,16 +137,6 @@ def _areas(fractions: list[float], keys: tuple[str, ...], outcomes: Outcomes) ->
     if together.empty:
         return None
     return pd.Series(np.trapezoid(together.to_numpy(float), fractions, axis=1), index=together.index)
-
-
-def _alike(done: pd.DataFrame, rows: pd.DataFrame, others: list[str]) -> pd.DataFrame:
-    """The points that differ in criterion and direction only: at the ends their weights are the same."""
-    return _same(done, rows, others)
-
-
-def _same(table: pd.DataFrame, rows: pd.DataFrame, names: list[str]) -> pd.DataFrame:
-    same = [table[name].map(str) == str(rows[name].iloc[0]) for name in names]
-    return table[np.logical_and.reduce(same)] if same else table
 
 
 def _seeds(rows: pd.DataFrame) -> list[pd.DataFrame]:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import uuid
 from collections.abc import Iterable
 from pathlib import Path
 
 from analysis import interactive, printed, sheets
 from analysis.drawing import Drawing, Sheet
+from cpt_lab.store import write_atomically
 
 
 def write(drawn: Iterable[Drawing | Sheet], folder: Path) -> list[Path]:
@@ -20,7 +19,10 @@ def write(drawn: Iterable[Drawing | Sheet], folder: Path) -> list[Path]:
     drawn = list(drawn)
     if any(isinstance(each, Drawing) for each in drawn):
         _share(folder / interactive.LIBRARY)
-    return [atomically(folder / f"{each.name}.{suffix}", content) for each in drawn for suffix, content in files(each).items()]
+    found = {folder / f"{each.name}.{suffix}": content for each in drawn for suffix, content in files(each).items()}
+    for path, content in found.items():
+        write_atomically(path, content)
+    return list(found)
 
 
 def files(drawn: Drawing | Sheet) -> dict[str, bytes]:
@@ -37,15 +39,4 @@ def _share(path: Path) -> None:
 
     content = get_plotlyjs().encode()
     if not path.exists() or path.read_bytes() != content:
-        atomically(path, content)
-
-
-def atomically(path: Path, content: bytes) -> Path:
-    """Write by a temporary sibling and rename; the path."""
-    beside = path.with_name(f".{path.stem}.{uuid.uuid4().hex[:8]}{path.suffix}")
-    try:
-        beside.write_bytes(content)
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
-    return path
+        write_atomically(path, content)

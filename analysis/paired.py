@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from analysis.results import Results
 
 LEVEL = 0.05  # below this, a corrected p-value is called more than noise
+DRAWS = 2000  # of a bootstrap: the ends of a 95 % interval then vary by about 2 % of its width
 NOT_PAIRED = ("word_perplexity", "byte_perplexity")  # a document's own can be astronomical: bits_per_byte is their logarithm
 
 
@@ -100,6 +101,15 @@ def one_sample(values: ArrayLike) -> float:
     if error == 0:
         return 1.0 if differences[0] == 0 else 0.0
     return float(2 * stdtr(n - 1, -abs(differences.mean()) / error))
+
+
+def bootstrap(values: ArrayLike) -> tuple[float, float]:
+    """Percentile interval of the mean at LEVEL, over DRAWS of as many values with replacement; the same values give the same interval."""
+    given = np.asarray(values, float)
+    draw = np.random.default_rng(0)
+    means = [given[draw.integers(0, len(given), len(given))].mean() for _ in range(DRAWS)]
+    low, high = np.quantile(means, (LEVEL / 2, 1 - LEVEL / 2))
+    return float(low), float(high)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

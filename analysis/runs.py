@@ -9,6 +9,7 @@ import pandas as pd
 
 from analysis import palette
 from analysis.drawing import Look
+from analysis.lineage import tokens_text
 from analysis.results import Results
 
 WORDS = ("size", "pretrain_tokens", "mixture", "cpt_tokens", "model")  # what tells runs apart, the shortest that does is said
@@ -16,7 +17,7 @@ WORDS = ("size", "pretrain_tokens", "mixture", "cpt_tokens", "model")  # what te
 
 @dataclass(frozen=True)
 class Run:
-    """The finished points of one run, with its name and look."""
+    """The finished points of one checkpoint, with its name and look."""
 
     label: str
     look: Look
@@ -27,17 +28,26 @@ def finished(results: Results, *metrics: str) -> pd.DataFrame:
     """The points that have all these metrics, each evaluation once for what was done to the weights."""
     table = results.points
     done = table.dropna(subset=list(metrics))
-    return done.drop_duplicates([name for name in ("key", "intervention", "percent", "weight", "partner") if name in done])
+    return done.drop_duplicates([name for name in ("key", "intervention", "percent", "matrices", "weight", "partner") if name in done])
 
 
 def runs(table: pd.DataFrame, also: Sequence[str] = ()) -> list[Run]:
-    """The runs of these points in their order; `also`: columns that tell runs apart too."""
+    """The runs of these points in their order; `also`: columns that tell runs apart too. Two seeds, or two folders, are two runs."""
     columns = [name for name in (*WORDS, *also) if table[name].nunique(dropna=False) > 1]
-    if not columns:
-        return [Run(called(table.iloc[0], ("mixture", *also)), palette.OTHERS[3], table)] if len(table) else []
-    groups = [(called(rows.iloc[0], columns), rows) for _, rows in table.groupby(columns, sort=False, dropna=False)]
+    said = [name for name in columns if name not in also]
+    if table["tuned"].nunique() > (len(table[said].drop_duplicates()) if said else 1):
+        columns.append("which")
+    groups = [rows for _, rows in table.groupby([*columns, "tuned"], sort=False, dropna=False)]
+    if len(groups) < 2:
+        return [Run(called(rows.iloc[0], ("mixture", *also)), palette.OTHERS[3], rows) for rows in groups]
+    labels = [called(rows.iloc[0], columns) for rows in groups]
     looks = palette.series([f"{place}" for place in range(len(groups))])
-    return [Run(label, looks[str(place)], rows) for place, (label, rows) in enumerate(groups)]
+    return [Run(label, looks[str(place)], rows) for place, (label, rows) in enumerate(zip(numbered(labels), groups, strict=True))]
+
+
+def numbered(labels: Sequence[str]) -> list[str]:
+    """The labels; those that stand twice get a number."""
+    return [label if labels.count(label) == 1 else f"{label} ({labels[:place].count(label) + 1})" for place, label in enumerate(labels)]
 
 
 def called(row: pd.Series[float], columns: Sequence[str]) -> str:
@@ -46,17 +56,9 @@ def called(row: pd.Series[float], columns: Sequence[str]) -> str:
     return ", ".join(filter(None, words)) or str(row["model"])
 
 
-def tokens(count: float) -> str:
-    """`4T`, `20B`, `1.02M` tokens."""
-    for unit, scale in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("k", 1e3)):
-        if count >= scale:
-            return f"{count / scale:.3g}{unit}"
-    return f"{count:.0f}"
-
-
 def _word(column: str, value: object) -> str:
     if column in ("pretrain_tokens", "cpt_tokens"):
-        return f"{'pre-train' if column == 'pretrain_tokens' else 'CPT'} {tokens(float(str(value)))}"
-    if column == "partner":
+        return f"{'pre-train' if column == 'pretrain_tokens' else 'CPT'} {tokens_text(float(str(value)))}"
+    if column in ("partner", "partner_which"):
         return f"with {value}"
     return str(value)

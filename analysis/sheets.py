@@ -8,6 +8,7 @@ import io
 import math
 from collections.abc import Iterator
 
+from analysis import pages
 from analysis.drawing import Cell, Sheet
 
 MISSING = "-"
@@ -25,32 +26,14 @@ TEX = {
     "<": "$<$",
     ">": "$>$",
 }
-
-
-PAGE = """\
-<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title>
-<style>
-body {{ margin: 1.5rem auto; max-width: 75rem; padding: 0 1rem; font: 15px/1.5 Helvetica, Arial, sans-serif; color: #222 }}
-main {{ overflow-x: auto }}
-table {{ border-collapse: collapse }}
-caption {{ text-align: left; font-weight: bold; padding-bottom: .5rem }}
-th, td {{ padding: .2rem .7rem; text-align: right; white-space: nowrap; border-bottom: 1px solid #e6e6e6 }}
-th:first-child {{ text-align: left }}
-thead th {{ border-bottom: 2px solid #444 }}
-p {{ color: #555 }}
-</style>
-</head>
-<body>
-<main>
-{table}</main>
-</body>
-</html>
-"""
+STYLE = """\
+main { overflow-x: auto }
+table { border-collapse: collapse }
+caption { text-align: left; font-weight: bold; padding-bottom: .5rem }
+th, td { padding: .2rem .7rem; text-align: right; white-space: nowrap; border-bottom: 1px solid #e6e6e6 }
+th:first-child { text-align: left }
+thead th { border-bottom: 2px solid #444 }
+p { color: #555 }"""
 
 
 def shown(cell: Cell) -> str:
@@ -129,7 +112,7 @@ def html(sheet: Sheet) -> str:
 
 def page(sheet: Sheet) -> str:
     """The table as a whole page."""
-    return PAGE.format(title=markup.escape(sheet.title), table=html(sheet))
+    return pages.page(sheet.title, html(sheet), style=STYLE, width="75rem")
 
 
 def _of_page(cell: Cell) -> str:

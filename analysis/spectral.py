@@ -10,7 +10,8 @@ import numpy as np
 
 from analysis import palette
 from analysis.drawing import Axis, Look, Values
-from analysis.lineage import called, origin
+from analysis.lineage import called, origin, tokens_text
+from analysis.runs import numbered
 from cpt_lab.architecture import ATTENTION_ROLES, ROLES, Role
 from cpt_lab.names import unknown
 from cpt_lab.specs import (
@@ -103,7 +104,7 @@ def distinguished(facets: Sequence[Mapping[str, str]]) -> list[str]:
     names = list(dict.fromkeys(name for one in facets for name in one))
     varying = [name for name in names if len({one.get(name, "") for one in facets}) > 1] or names[:1]
     labels = [", ".join(one[name] for name in varying if one.get(name)) or "the only one" for one in facets]
-    return [label if labels.count(label) == 1 else f"{label} ({labels[:place].count(label) + 1})" for place, label in enumerate(labels)]
+    return numbered(labels)
 
 
 def facets_of(checkpoint: Checkpoint) -> dict[str, str]:
@@ -128,14 +129,6 @@ def pretrain_tokens(checkpoint: Checkpoint) -> int | None:
     """Tokens of pre-training, as far as the recipe or the name of the revision tells."""
     found = origin(checkpoint).get("pretrain_tokens")
     return None if found is None else int(found)
-
-
-def tokens_text(tokens: int) -> str:
-    """20B, 1.2M: three digits at most."""
-    for unit, name in ((10**12, "T"), (10**9, "B"), (10**6, "M"), (10**3, "k")):
-        if tokens >= unit:
-            return f"{tokens / unit:.3g}{name}"
-    return str(tokens)
 
 
 def measure_text(measure: str) -> str:

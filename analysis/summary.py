@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from analysis.curves import Curve, curves
+from analysis.curves import Curve, curves, finite_mean
 from analysis.metrics import scale
 from analysis.results import STDERR, gaps, is_share, metric_names, rewound_units
 
@@ -46,7 +46,7 @@ def table(results: pd.DataFrame, metric: str | None = None) -> Table:
         columns = dict(zip(curve.fractions, curve.values.T, strict=True))
         values = [factor * columns.get(fraction, nothing) for fraction in fractions] + [factor * curve.areas()]
         difference = _number(factor * differences[curve.family], digits)
-        sheet.add_row(_short(curve.label), *(_mean(of_seeds, digits) for of_seeds in values), difference)
+        sheet.add_row(_short(curve.label), *(_number(finite_mean(of_seeds), digits) for of_seeds in values), difference)
         if len(curve.values) > 1:
             sheet.add_row("  ± std", *(_spread(of_seeds, digits) for of_seeds in values), "")
     return sheet
@@ -92,11 +92,6 @@ def _differences(drawn: list[Curve]) -> dict[str, float]:
 def _short(label: str) -> str:
     """The name of a curve, so that the table fits 80 columns."""
     return label.replace("ascending", "asc.").replace("descending", "desc.")
-
-
-def _mean(values: NDArray[np.float64], digits: int) -> str:
-    done = values[np.isfinite(values)]
-    return _number(float(done.mean()) if len(done) else float("nan"), digits)
 
 
 def _spread(values: NDArray[np.float64], digits: int) -> str:

@@ -14,7 +14,8 @@ from numpy.typing import ArrayLike
 
 from analysis import palette
 from analysis.drawing import Axis, Line, Look, Values
-from analysis.spectral import distinguished, role_text, short_key, tokens_text
+from analysis.lineage import tokens_text
+from analysis.spectral import distinguished, role_text, short_key
 from cpt_lab import lifecycle
 from cpt_lab.lifecycle import Trajectory
 from cpt_lab.names import unknown

@@ -131,19 +131,19 @@ def _build_recorded(workshop: Workshop, spec: Spec, lease: Lease) -> None:
         raise  # the state is its new owner's to write
     except (Exception, SystemExit) as error:  # the worker's edge: whatever a point raises is recorded, and is that point's alone
         if not lease.held():
-            raise LeaseLost(f"{key(spec)} was taken over while this worker built it, and failed here: {_first_line(error)}") from error
+            raise LeaseLost(f"{key(spec)} was taken over while this worker built it, and failed here: {_reason(error)}") from error
         logging.getLogger(__name__).error("%s failed\n%s", key(spec), traceback.format_exc())
         if failures.is_not_writable(error):
             with suppress(OSError):
-                store.mark(spec, State.LOST, _first_line(error))
+                store.mark(spec, State.LOST, _reason(error))
             raise
         if isinstance(error, failures.ProcessLost):
-            store.mark(spec, State.LOST, _first_line(error))
+            store.mark(spec, State.LOST, _reason(error))
             raise
         if failures.is_broken_context(error):
-            store.mark(spec, State.LOST, _first_line(error))
-            raise Unfit(_first_line(error)) from error
-        store.mark(spec, State.FAILED, _first_line(error))
+            store.mark(spec, State.LOST, _reason(error))
+            raise Unfit(_reason(error)) from error
+        store.mark(spec, State.FAILED, _reason(error))
         raise
 
 
@@ -154,15 +154,15 @@ def _fits(workshop: Workshop, spec: Spec, work: Workspace) -> bool:
     except (RuntimeError, MemoryError) as error:
         if not failures.is_out_of_memory(error) or workshop.how.halvings >= MOST_HALVINGS:
             raise
-        logging.getLogger(__name__).warning("%s: %s; once more with half the batches", key(spec), _first_line(error))
+        logging.getLogger(__name__).warning("%s: %s; once more with half the batches", key(spec), _reason(error))
         return False
     return True
 
 
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip().splitlines()
-    name = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
-    return f"{name}{text[0] if text else ''}".strip(" :")
+def _reason(error: BaseException) -> str:
+    """What a status says of an error: a ValueError speaks for itself, of others the kind is said too."""
+    said, kind = failures.first_line(error), type(error).__name__
+    return said if isinstance(error, ValueError) or said == kind else f"{kind}: {said}"
 
 
 @contextmanager

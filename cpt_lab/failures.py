@@ -30,6 +30,11 @@ def is_not_writable(error: BaseException) -> bool:
     return isinstance(error, OSError) and error.errno in NOT_WRITABLE
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says, or its kind where it says nothing."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
 def _says(error: BaseException, words: tuple[str, ...]) -> bool:
     return isinstance(error, RuntimeError) and any(word in str(error).lower() for word in words)
 

@@ -53,11 +53,11 @@ class SpecConflict(ValueError):
     """Two different specs under one key."""
 
 
-def write_atomically(path: Path, text: str) -> os.stat_result:
-    """Write by a temporary sibling and rename: readers see the old text or the new one, never half of it. What was written, as stat."""
+def write_atomically(path: Path, content: str | bytes) -> os.stat_result:
+    """Write by a temporary sibling and rename: readers see the old content or the new one, never half of it. What was written, as stat."""
     beside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
     try:
-        beside.write_text(text)
+        beside.write_bytes(content.encode() if isinstance(content, str) else content)
         written = beside.stat()
         os.replace(beside, path)
         return written
@@ -164,10 +164,6 @@ class Store:
 
     def provenance(self, spec: Spec) -> dict[str, Any]:
         return read_json(self.folder(spec) / "provenance.json")
-
-    def load_spec(self, folder: Path) -> Spec:
-        """The spec of a folder of the store."""
-        return parse(json.loads((folder / "spec.json").read_text()))
 
     # ------------------------------------------------------------------------------------------------------- writing
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, field_validator
 
+from cpt_lab.failures import first_line
 from cpt_lab.names import nearest
 from cpt_lab.specs import (
     AnySpec,
@@ -85,7 +86,7 @@ def load(store: Store, name: str) -> Study:
     try:
         return read(json.loads(path.read_text()))
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} was written by another version of cpt_lab ({_first_line(error)}): launch the study again") from None
+        raise ValueError(f"{path} was written by another version of cpt_lab ({first_line(error)}): launch the study again") from None
 
 
 def read(manifest: dict[str, Any]) -> Study:
@@ -180,7 +181,3 @@ def scores(store: Store, spec: Spec) -> dict[str, Any]:
     if not isinstance(spec, Evaluation) or not store.is_done(spec):
         return {}
     return read_json(store.product(spec) / "results.json")
-
-
-def _first_line(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -19,6 +19,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+from cpt_lab.failures import first_line
 from cpt_lab.store import read_json, write_atomically
 from cpt_lab.tracking_records import TAG_LENGTH, Measurement, Record, legal_name, series
 from cpt_lab.tracking_settings import SQLITE, Tracking
@@ -53,7 +54,7 @@ def connected(settings: Tracking) -> Iterator[Any]:
         try:
             yield MlflowClient(tracking_uri=settings.address)
         except (MlflowException, OSError) as error:
-            raise TrackingUnavailable(f"{settings.address}: {_first_line(error)}") from error
+            raise TrackingUnavailable(f"{settings.address}: {first_line(error)}") from error
 
 
 def is_initialised(settings: Tracking) -> dict[str, str]:
@@ -261,8 +262,3 @@ def _quiet() -> Iterator[None]:
 
 def _marker(database: Path) -> Path:
     return database.with_name(f"{database.name}.ready.json")
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__

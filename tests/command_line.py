@@ -13,6 +13,7 @@ from pathlib import Path
 from unittest import mock
 
 from cpt_lab import app
+from quick_hydra import quick
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ def here(*words: str, **environment: str) -> Answer:
         mock.patch.object(sys, "argv", ["cpt_lab"]),
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(err),
+        quick(),
     ):
         os.environ.pop("CPT_LAB_COMMAND", None)
         try:

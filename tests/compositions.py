@@ -23,6 +23,7 @@ from cpt_lab.app import in_each_point
 from cpt_lab.study import Point
 from hydra_plugins.cpt_packed._compose import compose
 from hydra_plugins.cpt_packed.grid_sweeper import expand
+from quick_hydra import quick
 
 CONF = Path(__file__).parent.parent / "conf"
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
@@ -33,7 +34,7 @@ Data = dict[str, Any]
 @contextmanager
 def hydra(*words: str) -> Iterator[tuple[ConfigLoader, DictConfig, list[list[str]]]]:
     """Hydra's loader, the composition of a command, and the overrides of each of its points."""
-    with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
+    with quick(), initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
         loader = GlobalHydra.instance().config_loader()
         words = tuple(in_each_point(words))
         master = loader.load_configuration("config", list(words), run_mode=RunMode.MULTIRUN)

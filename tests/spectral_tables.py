@@ -35,3 +35,8 @@ def product(spec: Spectra, results: Path, *, threads: int = 1) -> Path:
 
 def built(spec: Spectra, results: Path, *, threads: int = 1) -> pd.DataFrame:
     return pd.read_parquet(product(spec, results, threads=threads) / "table.parquet")
+
+
+def pair(shape: ModelShape, folder: Path) -> tuple[FolderCheckpoint, FolderCheckpoint]:
+    tuned, base = (saved(shape, folder / name, seed=seed) for seed, name in enumerate(["tuned", "base"]))
+    return tuned, base

@@ -290,8 +290,19 @@ def test_who_wants_less_motion_gets_none(opened: Watched) -> None:
 
 
 def test_mlflow_lists_the_study_and_its_points(watched: Watched, server: Server) -> None:
+    watched.page.set_viewport_size({"width": 2600, "height": 900})  # columns out of sight are not there
     watched.page.goto(f"{server.address}/#/experiments/{server.experiment}/runs")
-    watched.page.get_by_text("made_up", exact=True).first.wait_for()
+    study = watched.page.get_by_role("row").filter(has=watched.page.get_by_text("made_up", exact=True))
+    study.get_by_role("button").first.click()  # the study's points are folded below it
+    point = watched.page.get_by_text("delta_norm-ascending 0.25", exact=True)
+    point.wait_for()
+    watched.page.get_by_role("button", name="Show more columns").click()
+    choices = watched.page.get_by_role("dialog").locator("[class*=tree-treenode]")
+    metric = choices.filter(has=watched.page.get_by_text(made.ACCURACY, exact=True))
+    metric.locator("[class*=tree-checkbox]").first.click()
+    watched.page.get_by_role("columnheader").filter(has_text=made.ACCURACY).first.wait_for()
+    row = point.evaluate("each => each.closest('[row-id]').getAttribute('row-id')")
+    watched.page.locator(f"[row-id='{row}'] [role=gridcell]").get_by_text("0.85").wait_for()
     watched.shot("mlflow_runs")
 
 

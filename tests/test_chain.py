@@ -20,6 +20,7 @@ from cpt_lab.store import Store
 from cpt_lab.study import Point, read_order
 from cpt_lab.weights import open_weights
 from factory import tiny_checkpoint
+from long_tables import rest_slow
 
 TRUNCATE = ("intervention=truncate", "intervention.percent=50")
 REWIND = ("+intervention@then.rewind=rewind", "then.rewind.fraction=0.5")
@@ -161,32 +162,35 @@ def test_a_file_may_hold_a_chain_and_the_command_line_wins_over_what_it_sweeps(t
 
 @pytest.mark.parametrize(
     ("words", "expected"),
-    [
-        ((*REWIND, "then.rewind.fracton=1"), "unknown setting 'then.rewind.fracton' (did you mean then.rewind.fraction"),
-        ((*REWIND, "+then.rewind.fracton=1"), "unknown setting 'then.rewind.fracton' (did you mean then.rewind.fraction"),
-        (
-            (*REWIND, *ITS_OWN, "then.rewind.criterion.sed=1"),
-            "unknown setting 'then.rewind.criterion.sed' (did you mean then.rewind.criterion",
-        ),
-        ((*REWIND[:1], "then.rewind.fraction=2"), "then.rewind.fraction: got 2, allowed is a share"),
-        (REWIND[:1], "intervention@then.rewind=rewind must know which heads: set then.rewind.fraction=0.5, or then.rewind.heads="),
-        (("+intervention@then.cut=truncate",), "then.cut.percent is not given: set then.cut.percent=VALUE"),
-        (("+intervention@then.cut=prune_layers", "then.cut.count=9"), "then.cut.count is 9, but 3 of 4 layers may go"),
-        (("+intervention@then.mix=soup", "then.mix.weights={tuned:0.3}"), "then.mix.weights of tuned add up to 0.3, not to 1"),
-        (
-            ("+intervention@then.mix=soup", "then.mix.weight=0.3", "then.mix.with=refrence"),
-            "unknown checkpoint 'refrence' (did you mean ref",
-        ),
-        (("+intervention@then.rewind=rewnd",), "unknown choice of intervention 'rewnd' (did you mean rewind?)"),
-        (("+then.rewind.name=rewnd",), "then.rewind.name: unknown intervention 'rewnd' (did you mean rewind?)"),
-        (("+then.rewind.fraction=1",), "then.rewind names no intervention: add one with +intervention@then.rewind=NAME"),
-        (("then.rewind.fraction=1",), "nothing stands at then.rewind: add it with +intervention@then.rewind=rewind"),
-        (("+then.rewind=1",), "then.rewind: input should be a valid dictionary (got 1)"),
-        ((*REWIND, *ITS_OWN, "then.rewind.criterion.seed=null"), "criterion random needs a seed: set then.rewind.criterion.seed=VALUE"),
-        ((*REWIND, "criterion=random", "criterion.seed=null"), "criterion random needs a seed: set criterion.seed=VALUE"),
-        ((*REWIND, "+then.rewind.criterion=random"), "choose a file with +criterion@then.rewind.criterion=random"),
-        (("intervention=rewind", "+intervention.criterion=random"), "unknown setting 'intervention.criterion'"),
-    ],
+    rest_slow(
+        [
+            ((*REWIND, "then.rewind.fracton=1"), "unknown setting 'then.rewind.fracton' (did you mean then.rewind.fraction"),
+            ((*REWIND, "+then.rewind.fracton=1"), "unknown setting 'then.rewind.fracton' (did you mean then.rewind.fraction"),
+            (
+                (*REWIND, *ITS_OWN, "then.rewind.criterion.sed=1"),
+                "unknown setting 'then.rewind.criterion.sed' (did you mean then.rewind.criterion",
+            ),
+            ((*REWIND[:1], "then.rewind.fraction=2"), "then.rewind.fraction: got 2, allowed is a share"),
+            (REWIND[:1], "intervention@then.rewind=rewind must know which heads: set then.rewind.fraction=0.5, or then.rewind.heads="),
+            (("+intervention@then.cut=truncate",), "then.cut.percent is not given: set then.cut.percent=VALUE"),
+            (("+intervention@then.cut=prune_layers", "then.cut.count=9"), "then.cut.count is 9, but 3 of 4 layers may go"),
+            (("+intervention@then.mix=soup", "then.mix.weights={tuned:0.3}"), "then.mix.weights of tuned add up to 0.3, not to 1"),
+            (
+                ("+intervention@then.mix=soup", "then.mix.weight=0.3", "then.mix.with=refrence"),
+                "unknown checkpoint 'refrence' (did you mean ref",
+            ),
+            (("+intervention@then.rewind=rewnd",), "unknown choice of intervention 'rewnd' (did you mean rewind?)"),
+            (("+then.rewind.name=rewnd",), "then.rewind.name: unknown intervention 'rewnd' (did you mean rewind?)"),
+            (("+then.rewind.fraction=1",), "then.rewind names no intervention: add one with +intervention@then.rewind=NAME"),
+            (("then.rewind.fraction=1",), "nothing stands at then.rewind: add it with +intervention@then.rewind=rewind"),
+            (("+then.rewind=1",), "then.rewind: input should be a valid dictionary (got 1)"),
+            ((*REWIND, *ITS_OWN, "then.rewind.criterion.seed=null"), "criterion random needs a seed: set then.rewind.criterion.seed=VALUE"),
+            ((*REWIND, "criterion=random", "criterion.seed=null"), "criterion random needs a seed: set criterion.seed=VALUE"),
+            ((*REWIND, "+then.rewind.criterion=random"), "choose a file with +criterion@then.rewind.criterion=random"),
+            (("intervention=rewind", "+intervention.criterion=random"), "unknown setting 'intervention.criterion'"),
+        ],
+        fast=4,
+    ),
 )
 def test_what_is_wrong_with_a_member_is_said_of_its_place(words: tuple[str, ...], expected: str) -> None:
     assert expected in refused(*words)

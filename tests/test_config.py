@@ -17,6 +17,7 @@ from cpt_lab.specs import Evaluation, HubCheckpoint, Spec, Spectra, TopOf, Train
 from cpt_lab.spectra import PRESETS
 from cpt_lab.spectra.choice import chosen
 from hydra_plugins.cpt_packed._compose import compose
+from long_tables import rest_slow
 from spec_cases import rewind_of
 
 GROUPS = {
@@ -111,7 +112,7 @@ def test_what_no_point_can_do_without_is_composed_once(monkeypatch: pytest.Monke
         assert [data["results"] for data, _ in compose(loader, master, sweep)] == ["/elsewhere", "/elsewhere"]
 
 
-@pytest.mark.parametrize("row", range(max(map(len, GROUPS.values()))))
+@pytest.mark.parametrize("row", rest_slow(range(max(map(len, GROUPS.values()))), fast=6))
 def test_every_file_of_every_group_composes(row: int) -> None:
     """The first files of all groups together, then the second ones, ..."""
     chosen = {group: names[row] for group, names in GROUPS.items() if row < len(names)}
@@ -130,7 +131,8 @@ def test_every_corpus_can_stand_in_a_mixture_under_the_name_of_its_file() -> Non
     assert [part.corpus.name for part in point.spec.mixture.parts] == CORPORA
 
 
-@pytest.mark.parametrize("experiment", ["rewind_1b", pytest.param("rewind_7b", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("experiment", ["rewind_1b", "rewind_7b"])
 def test_the_rewind_of_the_paper_has_its_models_its_data_and_its_recipe(experiment: str) -> None:
     expected = OLMO2[experiment]
     made = points(f"+experiment={experiment}")
@@ -149,7 +151,8 @@ def test_the_rewind_of_the_paper_has_its_models_its_data_and_its_recipe(experime
     assert (recipe.betas, recipe.eps, recipe.weight_decay, recipe.precision) == ((0.9, 0.95), 1e-8, 0.1, "bf16")
 
 
-@pytest.mark.parametrize("experiment", ["rewind_1b", pytest.param("rewind_7b", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("experiment", ["rewind_1b", "rewind_7b"])
 def test_the_rewind_of_the_paper_compares_both_directions_with_three_random_orders_from_0_to_all(experiment: str) -> None:
     made = points(f"+experiment={experiment}")
     rows = {tuple(point.varies[name] for name in ("criterion", "direction", "seed")) for point in made}
@@ -181,7 +184,7 @@ def test_the_learning_rate_of_pretraining_is_ten_times_that_of_continual_pretrai
     assert before.lr * before.lr_final_share == pytest.approx(after.lr)
 
 
-@pytest.mark.parametrize("words", NOT_SCIENCE, ids=" ".join)
+@pytest.mark.parametrize("words", rest_slow(NOT_SCIENCE, fast=3, one_name=True), ids=" ".join)
 def test_a_key_does_not_depend_on_where_and_how_things_are_computed(words: tuple[str, ...]) -> None:
     (before,), (after,) = points(*ONE_POINT), points(*ONE_POINT, *words)
     assert key(before.spec) == key(after.spec)
@@ -266,7 +269,9 @@ def test_an_override_on_the_command_line_replaces_what_the_experiment_sweeps() -
     assert {selection(point.spec).ranking.criterion for point in two} == {"delta_norm"}
 
 
-@pytest.mark.parametrize("names", [("none", "truncate"), ("truncate", "none"), ("dare", "truncate", "none")])
+@pytest.mark.parametrize(
+    "names", rest_slow([("none", "truncate"), ("truncate", "none"), ("dare", "truncate", "none")], fast=1, one_name=True)
+)
 def test_a_setting_in_a_sweep_of_choices_is_of_those_that_have_it(names: tuple[str, ...]) -> None:
     swept = points(f"intervention={','.join(names)}", *(word for name in names for word in SETTINGS[name]))
     alone = [point for name in names for point in points(f"intervention={name}", *SETTINGS[name])]

@@ -19,6 +19,7 @@ from cpt_lab.data.shards import Group, grouped
 from cpt_lab.specs import BpeTokenizer, BuiltinCorpus, HubCorpus, Mixture, Part, TokenFilesCorpus, Tokens
 from cpt_lab.store import Workspace
 from cpt_lab.training.mixing import mix
+from long_tables import rest_slow
 
 CORPUS = BuiltinCorpus(name="math", documents=400, held_out=20)
 TOKENIZER = BpeTokenizer(corpora=(CORPUS,), vocab_size=320)
@@ -250,7 +251,7 @@ def test_a_token_file_is_what_transformers_makes_of_every_document(
     assert tokens.read_tokens(made(folder / "tokens", work.product, tokenizer_folder)).tolist() == encoded(texts, encoder).tolist()
 
 
-@pytest.mark.parametrize("wanted", [1, 700, 5000, 10**9])
+@pytest.mark.parametrize("wanted", rest_slow([1, 700, 5000, 10**9], fast=3))
 @pytest.mark.usefixtures("in_pieces")
 def test_a_sample_is_the_documents_up_to_the_one_with_its_last_token(
     wanted: int, tmp_path: Path, corpus: Path, tokenizer_folder: Path, token_file: Path

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from cpt_lab.evaluation.boundaries import Boundaries, weights_below
 from factory import tiny_shape, tiny_tokenizer
 from fast_cases import assert_equal, chosen, model_of, outputs, read, sides, written
+from long_tables import rest_slow
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +84,9 @@ PLACES = [
 ]
 
 
-@pytest.mark.parametrize("name", [*PLACES, "model.layers.0.mlp.down_proj.weight", "model.layers.1.post_attention_layernorm.weight"])
+@pytest.mark.parametrize(
+    "name", rest_slow([*PLACES, "model.layers.0.mlp.down_proj.weight", "model.layers.1.post_attention_layernorm.weight"], fast=2)
+)
 def test_a_weight_changed_behind_its_back_is_noticed(deep: Any, tokenizer: Any, name: str) -> None:
     tasks = [written(), chosen(), read()]
     warm = sides(tasks, deep, tokenizer)

@@ -1,4 +1,4 @@
-"""The files of conf say what the papers say: mixtures, models, and what every experiment compares."""
+"""The files of conf say what the papers say: what every experiment compares."""
 
 from __future__ import annotations
 
@@ -6,78 +6,19 @@ from collections.abc import Iterable
 from typing import Any
 
 import pytest
-import torch
-import yaml
 
 from analysis.figures import REGISTRY
-from command_line import here
-from compositions import CONF, EXPERIMENTS, composed, points
+from compositions import EXPERIMENTS, points
 from cpt_lab import config
-from cpt_lab import points as points_of
-from cpt_lab.architecture import shape_from_config
 from cpt_lab.interventions.prune_layers import PruneLayers
 from cpt_lab.interventions.scale_transplant import ScaleTransplant
 from cpt_lab.interventions.soup import Soup
 from cpt_lab.interventions.truncate import Truncate
-from cpt_lab.specs import (
-    Checkpoint,
-    Evaluation,
-    HubCheckpoint,
-    Intermediate,
-    Intervention,
-    ModelShape,
-    Patched,
-    Spectra,
-    SpectralWarmup,
-    TrainedCheckpoint,
-    digest,
-    identity,
-    key,
-)
-from cpt_lab.study import Point
-from factory import tiny_config
+from cpt_lab.specs import Evaluation, HubCheckpoint, Intermediate, Spectra, SpectralWarmup, TrainedCheckpoint, digest, key
+from long_tables import rest_slow
+from paper_experiments import BILLION, POST_TRAINED, TABLE_2, change, hub_id, loaded, mixture_name, mixture_of, start_of, table
 
-BILLION = 10**9
-SOURCES = ("dolmino_math", "dclm", "flan", "stackexchange", "starcoder")
-# P table 2, in billions of tokens; True where it has a star
-TABLE_2: dict[str, tuple[tuple[float, bool] | None, ...]] = {
-    "4bdm_10b": ((4, False), (6, False), None, None, None),
-    "8bdm_10b": ((8, False), (2, False), None, None, None),
-    "math_10b": ((10, False), None, None, None, None),
-    "text_10b": (None, (10, False), None, None, None),
-    "8bdm_20b": ((8, False), (12, False), None, None, None),
-    "16bdm_20b": ((16, False), (4, False), None, None, None),
-    "math_20b": ((20, True), None, None, None, None),
-    "text_20b": (None, (20, False), None, None, None),
-    "inst_20b": (None, None, (10, True), (10, True), None),
-    "10binst_10bdm_20b": ((10, False), None, (10, True), None, None),
-    "code_20b": (None, None, None, None, (20, True)),
-    "20bdm_50b": ((20, True), (30, True), None, None, None),
-    "40bdm_50b": ((40, True), (10, False), None, None, None),
-    "math_50b": ((50, True), None, None, None, None),
-    "text_50b": (None, (41.5, False), (8.5, False), None, None),
-}
-UNSTARRED_BUT_TOO_MUCH = {("16bdm_20b", "dolmino_math")}  # 16B of a corpus of 10.7B
-AVAILABLE = {"dolmino_math": 10_700_000_000, "dclm": 752_000_000_000, "flan": 17_000_000_000}  # P table 1
-# The numbers of weights that the releases state: an independent check of all sizes together.
-WEIGHTS = {
-    **{"olmo2_1b": 1_484_916_736, "olmo2_7b": 7_298_617_344, "olmo2_13b": 13_716_198_400, "olmo2_32b": 32_234_279_936},
-    **{"qwen25_math_1_5b": 1_543_714_304, "qwen25_math_1_5b_instruct": 1_543_714_304, "r1_distill_qwen_1_5b": 1_777_088_000},
-    **{"qwen25_math_7b": 7_615_616_512, "qwen25_math_7b_instruct": 7_615_616_512, "r1_distill_qwen_7b": 7_615_616_512},
-    **{"llama31_8b": 8_030_261_248, "llama31_8b_instruct": 8_030_261_248, "r1_distill_llama_8b": 8_030_261_248},
-    **{"qwen25_14b": 14_770_033_664, "qwen25_14b_instruct": 14_770_033_664, "r1_distill_qwen_14b": 14_770_033_664},
-    **{"gpt2_small": 124_439_808, "gpt2_medium": 354_823_168, "gpt2_large": 774_030_080},
-    **{"pythia_160m": 162_322_944, "pythia_410m": 405_334_016, "pythia_1b": 1_011_781_632},
-}
-# T table 9: base -> its instruction-tuned and its reasoning version; T table 4: alpha' of W_O in the latter
-POST_TRAINED = {
-    "qwen25_math_1_5b": ("Qwen/Qwen2.5-Math-1.5B", "Qwen/Qwen2.5-Math-1.5B-Instruct", "deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B"),
-    "qwen25_math_7b": ("Qwen/Qwen2.5-Math-7B", "Qwen/Qwen2.5-Math-7B-Instruct", "deepseek-ai/DeepSeek-R1-Distill-Qwen-7B"),
-    "llama31_8b": ("meta-llama/Llama-3.1-8B", "meta-llama/Llama-3.1-8B-Instruct", "deepseek-ai/DeepSeek-R1-Distill-Llama-8B"),
-    "qwen25_14b": ("Qwen/Qwen2.5-14B", "Qwen/Qwen2.5-14B-Instruct", "deepseek-ai/DeepSeek-R1-Distill-Qwen-14B"),
-}
 PRUNED = {"gpt2_small": 12, "gpt2_medium": 24, "gpt2_large": 36, "pythia_160m": 12, "pythia_410m": 24, "pythia_1b": 16}
-SCALES = {"olmo2_d8": (8, 30.4e6), "olmo2_d12": (12, 92.8e6), "olmo2_d16": (16, 285e6)}  # L: layers, weights
 PAIRS = ("math_inst", "math_text", "inst_text", "inst_code", "math_code")
 BATCHES = {"1b": 512, "7b": 1024, "13b": 2048, "32b": 2048}
 EXPECTED = {
@@ -109,8 +50,6 @@ SIBLINGS = {
     *(f"cpt_{size}_{mix}" for size in ("1b", "7b") for mix in TABLE_2 if (size, mix) != ("1b", "math_20b")),
     *(f"cpt_1b_from_{budget}b_math" for budget in (100, 400)),
 }
-
-
 FAST = {
     "quickstart",
     "rewind_1b",
@@ -131,94 +70,6 @@ def first(experiments: Iterable[str]) -> list[Any]:
 def each(experiments: Iterable[str], prefix: str = "") -> list[Any]:
     """Parameters of a test: experiments by their names, or by what stands behind a prefix; siblings are slow."""
     return [pytest.param(name, marks=pytest.mark.slow) if prefix + name in SIBLINGS else name for name in experiments]
-
-
-# ------------------------------------------------------------------------------------------------------------ mixtures
-
-
-@pytest.mark.parametrize("name", TABLE_2)
-def test_a_mixture_has_the_budgets_and_the_stars_of_the_paper(name: str) -> None:
-    mixture = mixture_of(name)
-    row = {source: cell for source, cell in zip(SOURCES, TABLE_2[name], strict=True) if cell is not None}
-    assert {part.corpus: part.tokens for part in mixture.parts} == {source: int(cell[0] * BILLION) for source, cell in row.items()}
-    stars = {source for source, cell in row.items() if cell[1] or (name, source) in UNSTARRED_BUT_TOO_MUCH}
-    assert {part.corpus for part in mixture.parts if part.oversample} == stars
-    total = sum(part.tokens for part in mixture.parts)
-    assert name.endswith(f"_{total // BILLION}b")
-
-
-@pytest.mark.parametrize("budget", [20, 100, 200, 400])
-def test_pretraining_repeats_a_sample_of_100b_tokens_beyond_its_size(budget: int) -> None:
-    (part,) = mixture_of(f"dclm_{budget}b").parts
-    assert (part.corpus, part.tokens, part.oversample) == ("dclm_sample", budget * BILLION, budget > 100)
-    assert corpus("dclm_sample")["available_tokens"] == 100 * BILLION
-
-
-def test_a_corpus_has_as_many_tokens_as_the_paper_says() -> None:
-    assert {name: corpus(name)["available_tokens"] for name in AVAILABLE} == AVAILABLE
-
-
-@pytest.mark.parametrize("name", [*TABLE_2, "dclm_20b", "dclm_100b", "dclm_200b", "dclm_400b"])
-def test_no_mixture_of_the_paper_asks_for_more_than_its_corpora_may_give(name: str) -> None:
-    (studied,) = points("model=olmo2_1b", "base.from=hub", "training=cpt", "target=train", "mixture=math_20b")
-    made = points_of.point({**studied.config, "mixture": mixture_of(name).model_dump()}, {})
-    assert isinstance(made.spec, TrainedCheckpoint)
-    assert made.spec.mixture.name == name
-
-
-# -------------------------------------------------------------------------------------------------------------- models
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("model", WEIGHTS)
-def test_a_model_of_the_sizes_in_its_file_has_as_many_weights_as_the_released_one(model: str) -> None:
-    from transformers import AutoModelForCausalLM
-
-    with torch.device("meta"):
-        made = AutoModelForCausalLM.from_config(tiny_config(shape_of(model)))
-    assert sum(parameter.numel() for parameter in made.parameters()) == WEIGHTS[model]
-
-
-@pytest.mark.parametrize("model", WEIGHTS)
-def test_the_sizes_in_a_file_are_those_read_back_from_a_configuration_made_of_them(model: str) -> None:
-    shape = shape_of(model)
-    assert identity(shape_from_config(tiny_config(shape).to_dict())) == identity(shape)
-
-
-def test_every_model_is_a_released_one_or_of_a_scale_of_the_lifecycle_paper_or_tiny() -> None:
-    assert {path.stem for path in (CONF / "model").glob("*.yaml")} == {"olmo2_tiny", *WEIGHTS, *SCALES}
-
-
-@pytest.mark.parametrize("model", SCALES)
-def test_a_scale_of_the_lifecycle_paper_has_its_layers_and_its_number_of_weights(model: str) -> None:
-    layers, weights = SCALES[model]
-    shape = shape_of(model)
-    assert shape.num_layers == layers
-    assert shape.parameters == pytest.approx(weights, rel=0.01)
-    assert shape.num_heads * shape.head_dim == shape.hidden_size  # else OLMo 2 cannot be written in Hugging Face format
-
-
-@pytest.mark.parametrize("model", POST_TRAINED)
-def test_a_tokenizer_is_that_of_its_own_model_wherever_the_file_is_put(model: str) -> None:
-    (data,) = composed("+experiment=scale_transplant_" + model, "model@tuned.model=" + model, "intervention=none")
-    parsed = config.parse(data)
-    assert parsed.tuned.model is not None
-    assert parsed.tuned.model.hub is not None
-    assert parsed.tuned.model.tokenizer["id"] == parsed.tuned.model.hub.id == POST_TRAINED[model][0]
-
-
-@pytest.mark.slow
-def test_post_training_may_change_the_context_and_untie_the_embeddings_but_no_matrix(tmp_path: Any) -> None:
-    base, tuned = shape_of("qwen25_math_1_5b"), shape_of("r1_distill_qwen_1_5b")
-    changed = {name for name, value in identity(base).items() if identity(tuned)[name] != value}
-    assert changed == {"context", "tied_embeddings"}
-    words = ("plan", "+experiment=scale_transplant_qwen25_math_1_5b", f"results={tmp_path}")
-    assert here(*words, "model@tuned.model=r1_distill_qwen_1_5b").code == 0
-    said = here(*words, "model@tuned.model=qwen25_math_7b_instruct").refusal
-    assert "hidden_size is 3584 in tuned and 1536 in base" in said
-
-
-# --------------------------------------------------------------------------------------------------------- experiments
 
 
 def test_every_experiment_of_the_papers_is_there() -> None:
@@ -242,7 +93,8 @@ def test_an_experiment_is_named_after_its_file_and_asks_one_question(experiment:
 
 
 @pytest.mark.parametrize(
-    "experiment", each(sorted(name for name in EXPECTED if name.startswith(("rewind", "truncate", "soup", "transplant"))))
+    "experiment",
+    rest_slow(sorted(name for name in EXPECTED if name.startswith(("rewind", "truncate", "soup", "transplant"))), fast=1),
 )
 def test_continual_pretraining_starts_from_the_release_with_the_batch_of_its_size(experiment: str) -> None:
     size = next(part for part in experiment.split("_") if part in BATCHES)
@@ -259,7 +111,8 @@ def test_continual_pretraining_starts_from_the_release_with_the_batch_of_its_siz
             assert isinstance(tuned.start, HubCheckpoint)
 
 
-@pytest.mark.parametrize("size", ["1b", pytest.param("7b", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("size", ["1b", "7b"])
 @pytest.mark.parametrize("pair", PAIRS)
 def test_a_soup_goes_from_its_first_domain_to_its_second_in_steps_of_a_tenth(pair: str, size: str) -> None:
     made = points(f"+experiment=soup_{pair}_{size}")
@@ -319,7 +172,8 @@ def test_rotations_are_undone_and_restored_on_both_sides_of_both_parts_of_both_m
     assert hub_id(loaded(by_the_other)) == reasoning
 
 
-@pytest.mark.parametrize("model", each(PRUNED, "prune_"))
+@pytest.mark.slow
+@pytest.mark.parametrize("model", PRUNED)
 def test_pruning_compares_ways_to_choose_up_to_a_third_of_the_layers(model: str) -> None:
     made = points(f"+experiment=prune_{model}")
     assert loaded(made[0]).shape.num_layers == PRUNED[model]
@@ -352,6 +206,7 @@ def test_spectra_are_of_the_release_and_of_its_continual_pretraining_alone_and_a
     assert key(trained[0].checkpoint) == key(loaded(points(f"+experiment=rewind_{size}")[0]))
 
 
+@pytest.mark.slow
 def test_heterogeneity_compares_three_domains_on_a_base_of_much_and_of_little_text() -> None:
     found = set()
     for one in map(table, points("+experiment=heterogeneity_1b")):
@@ -374,7 +229,7 @@ def test_evolution_goes_from_20_billion_tokens_to_the_release() -> None:
         assert {"frobenius_norm", "mp_edge", "rank_decay_alpha", "spectral_gap"} <= set(one.measures)
 
 
-@pytest.mark.parametrize("model", POST_TRAINED)
+@pytest.mark.parametrize("model", rest_slow(POST_TRAINED, fast=1))
 def test_post_training_compares_both_models_of_a_triple_with_their_base_matrix_by_matrix(model: str) -> None:
     tables = [table(point) for point in points(f"+experiment=post_training_{model}")]
     base, instruct, reasoning = POST_TRAINED[model]
@@ -468,57 +323,3 @@ def test_points_that_experiments_share_have_one_key() -> None:
     """Soups, rewinds and truncations of one size stand on the same CPT runs."""
     names = ("rewind_1b", "truncate_1b", "soup_math_inst_1b", "transplant_1b")
     assert len({key(loaded(points(f"+experiment={name}")[0])) for name in names}) == 1
-
-
-# ------------------------------------------------------------------------------------------------------------- helpers
-
-
-def mixture_of(name: str) -> config.MixtureConfig:
-    return config.MixtureConfig.model_validate(yaml.safe_load((CONF / "mixture" / f"{name}.yaml").read_text()))
-
-
-def corpus(name: str) -> dict[str, Any]:
-    data: dict[str, Any] = yaml.safe_load((CONF / "corpus" / f"{name}.yaml").read_text())
-    return data
-
-
-def shape_of(model: str) -> ModelShape:
-    data = yaml.safe_load((CONF / "model" / f"{model}.yaml").read_text())
-    return ModelShape(name=model, **data["shape"])
-
-
-def loaded(point: Point) -> Checkpoint:
-    assert isinstance(point.spec, Evaluation)
-    return point.spec.loaded
-
-
-def mixture_name(point: Point) -> str:
-    checkpoint = loaded(point)
-    assert isinstance(checkpoint, TrainedCheckpoint)
-    return checkpoint.mixture.name
-
-
-def start_of(checkpoint: Checkpoint) -> str | None:
-    """The mixture that the model was pre-trained on which CPT started from; None of the pre-trained model itself."""
-    assert isinstance(checkpoint, TrainedCheckpoint)
-    assert isinstance(checkpoint.start, TrainedCheckpoint | None)
-    return None if checkpoint.start is None else checkpoint.start.mixture.name
-
-
-def table(point: Point) -> Spectra:
-    assert isinstance(point.spec, Spectra)
-    return point.spec
-
-
-def change(point: Point) -> Intervention | None:
-    assert isinstance(point.spec, Evaluation)
-    checkpoint = point.spec.checkpoint
-    if not isinstance(checkpoint, Patched):
-        return None
-    (one,) = checkpoint.interventions
-    return one
-
-
-def hub_id(checkpoint: Checkpoint) -> str:
-    assert isinstance(checkpoint, HubCheckpoint)
-    return checkpoint.id

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -13,48 +12,13 @@ import pytest
 import made_up_points as made
 import made_up_study as curves_made
 from analysis import figure_names, figures
-from analysis.drawing import Dots, Drawing, Heat, Line, Panel, Reference, Sheet
+from analysis.drawing import Heat
+from analysis.paired import bootstrap
 from analysis.results import Results
-from cpt_lab.specs import Evaluation, HubCheckpoint, Ranking, key
+from cpt_lab.specs import HubCheckpoint, Ranking, key
 from cpt_lab.store import Store
 from cpt_lab.study import Point, Study, resolved
-
-MATH, OTHER = made.tuned(), made.tuned(None, "code_320", code=320)
-LONG = made.tuned(made.pretrained(640))
-
-
-def drawn(name: str, results: Results, **changes: Any) -> Drawing:
-    (found,) = figures.build(name, results, changes)
-    assert isinstance(found, Drawing)
-    return found
-
-
-def sheet(name: str, results: Results, **changes: Any) -> Sheet:
-    found = figures.build(name, results, changes)[0]
-    assert isinstance(found, Sheet)
-    return found
-
-
-def shown(root: Path, *specs: Evaluation, leave_out: tuple[str, ...] = ()) -> Results:
-    asked = made.study(specs)
-    return Results(made.finished(root, asked, leave_out), [asked])
-
-
-def lines(panel: Panel) -> dict[str, Line]:
-    return {mark.label: mark for mark in panel.marks if isinstance(mark, Line)}
-
-
-def dots(panel: Panel) -> dict[str, Dots]:
-    return {mark.label: mark for mark in panel.marks if isinstance(mark, Dots)}
-
-
-def references(panel: Panel) -> list[Reference]:
-    return [mark for mark in panel.marks if isinstance(mark, Reference)]
-
-
-def mean(spec: Any, metric: str = made.SUMS) -> float:
-    return float(made.of(made.outcomes(spec), metric).mean())
-
+from figure_cases import MATH, OTHER, drawn, lines, mean, references, sheet, shown
 
 # --------------------------------------------------------------------------------------------------------- rewind curves
 
@@ -185,7 +149,7 @@ def test_every_figure_says_what_it_shows_and_needs_and_its_defaults_are_read() -
 
 def test_auc_diff_is_the_difference_of_the_areas_with_its_paired_error(rewound: Results) -> None:
     table = sheet("auc_diff", rewound)
-    assert table.columns == ("criterion", "AUC ascending", "AUC descending", "AUC-diff")
+    assert table.columns == ("criterion", "AUC ascending", "AUC descending", "AUC-diff", "from", "to")
     rows = dict(table.rows)
     right = {}
     for direction, bend in (("ascending", 2.0), ("descending", 0.5)):
@@ -194,7 +158,7 @@ def test_auc_diff_is_the_difference_of_the_areas_with_its_paired_error(rewound: 
         )
     areas = {direction: np.trapezoid(of_documents, curves_made.FRACTIONS, axis=0) for direction, of_documents in right.items()}
     difference = areas["descending"] - areas["ascending"]
-    ascending, descending, found = rows["delta norm"]
+    ascending, descending, found, low, high = rows["delta norm"]
     assert (ascending.value, descending.value) == (
         pytest.approx(100 * areas["ascending"].mean()),
         pytest.approx(100 * areas["descending"].mean()),
@@ -202,7 +166,24 @@ def test_auc_diff_is_the_difference_of_the_areas_with_its_paired_error(rewound: 
     assert found.value == pytest.approx(100 * abs(difference.mean()))
     assert found.error == pytest.approx(100 * difference.std(ddof=1) / np.sqrt(20))
     assert found.best
-    assert rows["random"][2].value is None  # one direction only
+    sign = np.sign(difference.mean())
+    assert (low.value, high.value) == pytest.approx([100 * end for end in bootstrap(sign * difference)])
+    assert "percentile bootstrap over documents" in table.caption
+    assert [cell.value for cell in rows["random"][2:]] == [None] * 3  # one direction only
+
+
+def test_the_bootstrap_of_paired_areas_is_as_wide_as_their_paired_error_says_and_narrower_than_that_of_unpaired_ones() -> None:
+    draw = np.random.default_rng(3)
+    hard = draw.normal(0, 1, (5, 2000)).cumsum(axis=0)  # of a document, shared by both orders at every fraction
+    ours, theirs = (np.trapezoid(hard + draw.normal(shift, 0.3, hard.shape), curves_made.FRACTIONS, axis=0) for shift in (0.1, 0.0))
+    difference = ours - theirs
+    low, high = bootstrap(difference)
+    error = difference.std(ddof=1) / np.sqrt(len(difference))
+    assert (low + high) / 2 == pytest.approx(difference.mean(), abs=0.1 * error)
+    assert high - low == pytest.approx(2 * 1.96 * error, rel=0.06)
+    assert bootstrap(difference) == (low, high)
+    unpaired = np.sqrt(ours.var(ddof=1) + theirs.var(ddof=1)) / np.sqrt(len(ours))
+    assert high - low < 0.3 * 2 * 1.96 * unpaired
 
 
 def test_a_curve_with_a_gap_has_no_area(tmp_path: Path) -> None:
@@ -212,146 +193,6 @@ def test_a_curve_with_a_gap_has_no_area(tmp_path: Path) -> None:
     rows = dict(sheet("auc_diff", Results(store, [study])).rows)
     assert rows["delta norm"][1].value is None
     assert rows["delta norm"][2].value is None
-
-
-# ------------------------------------------------------------------------------------------------------------ truncation
-
-
-def test_truncation_shows_values_and_shares_of_the_whole_delta_with_paired_bands(tmp_path: Path) -> None:
-    percents = (0, 20, 60)
-    results = shown(tmp_path, made.evaluation(MATH), *(made.truncated(MATH, percent) for percent in percents))
-    absolute, relative = drawn("truncation", results).panels
-    ((_, line),) = lines(absolute).items()
-    whole = mean(made.evaluation(MATH))
-    specs = [made.truncated(MATH, percent) for percent in percents]
-    assert list(line.x) == [0, 20, 60, 100]
-    assert list(line.y) == pytest.approx([*(100 * mean(spec) for spec in specs), 100 * whole])
-    assert line.band is not None
-    assert list(line.band) == pytest.approx([*(100 * made.paired_error(spec, made.evaluation(MATH), made.SUMS) for spec in specs), 0])
-    ((_, share),) = lines(relative).items()
-    assert list(share.y) == pytest.approx([*(100 * mean(spec) / whole for spec in specs), 100])
-
-
-def test_keeping_everything_is_the_unedited_model_and_runs_of_two_budgets_are_two_lines(tmp_path: Path) -> None:
-    results = shown(tmp_path, *(made.truncated(each, percent) for each in (MATH, LONG) for percent in (50, 100)))
-    found = lines(drawn("truncation", results).panels[0])
-    assert list(found) == ["pre-train 320", "pre-train 640"]
-    assert found["pre-train 640"].y[1] == pytest.approx(100 * mean(made.evaluation(LONG)))
-    assert found["pre-train 320"].look.colour != found["pre-train 640"].look.colour
-
-
-def test_without_the_whole_delta_there_is_no_relative_curve_and_the_caption_says_so(tmp_path: Path) -> None:
-    drawing = drawn("truncation", shown(tmp_path, made.truncated(MATH, 20), made.truncated(MATH, 40)))
-    assert len(drawing.panels) == 1
-    assert "No relative curve without the point of 100 %" in drawing.caption
-
-
-# --------------------------------------------------------------------------------------------------------- interpolation
-
-
-def test_soups_run_between_the_ends_with_the_chord_and_their_distance_to_it(tmp_path: Path) -> None:
-    weights = (0.0, 0.3, 0.7, 1.0)
-    results = shown(tmp_path, *(made.soup(MATH, OTHER, weight) for weight in weights))
-    plane, *beside = drawn("interpolation", results, y=made.ADDING).panels
-    ends = made.evaluation(MATH), made.soup(MATH, OTHER, 1.0)
-    found = dots(plane)["math_320 with code_320"]
-    settled = list(results.resolved.values())
-    assert list(found.x) == pytest.approx([100 * mean(spec) for spec in settled])
-    assert list(found.y) == pytest.approx([100 * mean(spec, made.ADDING) for spec in settled])
-    (chord,) = references(plane)
-    assert chord.chord == (
-        pytest.approx((100 * mean(ends[0]), 100 * mean(ends[0], made.ADDING))),
-        pytest.approx((found.x[-1], found.y[-1])),
-    )
-    line = lines(beside[0])["math_320 with code_320"]
-    outcome = [made.of(made.outcomes(spec), made.SUMS) for spec in settled]
-    distances = [one - ((1 - weight) * outcome[0] + weight * outcome[-1]) for one, weight in zip(outcome, weights, strict=True)]
-    assert list(line.y) == pytest.approx([100 * each.mean() for each in distances])
-    assert line.band is not None
-    assert list(line.band) == pytest.approx([100 * each.std(ddof=1) / np.sqrt(made.DOCUMENTS) for each in distances])
-
-
-def test_a_model_trained_on_a_mixture_is_marked_beside_the_soups(tmp_path: Path) -> None:
-    both = made.tuned(None, "both_320", math=160, code=160)
-    results = shown(tmp_path, *(made.soup(MATH, OTHER, weight) for weight in (0.0, 0.5, 1.0)), made.evaluation(both))
-    drawing = drawn("interpolation", results)
-    marker = dots(drawing.panels[0])["trained on both_320"]
-    assert list(marker.x) == pytest.approx([100 * mean(made.evaluation(both))])
-    assert marker.look.marker == "p"
-    assert drawing.panels[0].y.label == "language: accuracy"  # what P draws against math
-    alone = drawn("interpolation", shown(tmp_path / "alone", made.soup(MATH, OTHER, 0.5)))
-    assert len(alone.panels) == 1  # no ends, no chord
-    assert "No model trained on a mixture" in alone.caption
-
-
-def test_the_partner_of_a_soup_is_no_mixture_whether_its_own_point_is_an_end_or_not(tmp_path: Path) -> None:
-    drawing = drawn("interpolation", shown(tmp_path, made.soup(MATH, OTHER, 0.5), made.evaluation(OTHER), made.evaluation(MATH)))
-    assert not [label for label in dots(drawing.panels[0]) if label.startswith("trained on")]
-
-
-def test_soups_of_one_task_are_drawn_over_their_weight(tmp_path: Path) -> None:
-    only = made.PROTOCOL.but(tasks=made.PROTOCOL.tasks[:1], means=())
-    ends = [each.but(protocol=only) for each in (made.soup(MATH, OTHER, 0.0), made.soup(MATH, OTHER, 1.0))]
-    asked = made.study(ends)
-    store = made.finished(tmp_path, asked)
-    for spec in resolved(store, asked.points).values():
-        file = store.product(spec) / "results.json"
-        known = json.loads(file.read_text())
-        file.write_text(json.dumps({**known, "metrics": {made.SUMS: known["metrics"][made.SUMS]}}))
-    drawing = drawn("interpolation", Results(store, [asked]))
-    assert "One task only: no plane" in drawing.caption
-    (line,) = lines(drawing.panels[0]).values()
-    assert (list(line.x), drawing.panels[0].x.label) == ([0, 1], "Weight of the other model")
-
-
-# ------------------------------------------------------------------------------------- transplantation, budgets and mixes
-
-
-def test_a_transplanted_model_stands_above_its_own_place_with_a_paired_bar(tmp_path: Path) -> None:
-    specs = [made.evaluation(MATH), made.transplanted(MATH), made.evaluation(LONG), made.transplanted(LONG)]
-    (panel, _) = drawn("transplantation", shown(tmp_path, *specs)).panels
-    assert [name for _, name in panel.x.ticks] == ["pre-train 320", "pre-train 640"]
-    own, moved = dots(panel)["tuned"], dots(panel)["with transplanted singular values"]
-    assert (list(own.x), list(moved.x)) == ([0, 1], [0, 1])
-    assert list(moved.y) == pytest.approx([100 * mean(specs[1]), 100 * mean(specs[3])])
-    assert moved.y_bars is not None
-    assert list(moved.y_bars) == pytest.approx([100 * made.paired_error(specs[place + 1], specs[place], made.SUMS) for place in (0, 2)])
-
-
-def test_the_trade_off_has_room_for_the_words_beside_its_last_dot(tmp_path: Path) -> None:
-    points = made.evaluation(made.pretrained()), made.evaluation(MATH), made.evaluation(OTHER)
-    panel = drawn("trade_off", shown(tmp_path, *points), y=made.PROSE).panels[0]
-    across = [100 * mean(spec) for spec in points]
-    assert panel.x.limits == (None, pytest.approx(max(across) + 0.2 * (max(across) - min(across))))
-
-
-def test_the_trade_off_has_hollow_dots_before_and_larger_ones_after_more_cpt(tmp_path: Path) -> None:
-    base, short, long = made.pretrained(), made.tuned(None, "short", math=320), made.tuned(None, "long", math=640)
-    panel = drawn("trade_off", shown(tmp_path, *map(made.evaluation, (base, short, long))), y=made.PROSE).panels[0]
-    found = {label.rpartition(", ")[2]: mark for label, mark in dots(panel).items()}
-    before = next(mark for label, mark in dots(panel).items() if "CPT" not in label)
-    assert not before.look.filled
-    assert found["CPT 320"].look.filled
-    assert found["CPT 640"].size > found["CPT 320"].size
-    assert before.look.colour == found["CPT 640"].look.colour  # one pre-trained model, one colour
-    assert (before.x[0], before.y[0]) == (
-        pytest.approx(100 * mean(made.evaluation(base))),
-        pytest.approx(mean(made.evaluation(base), made.PROSE)),
-    )
-
-
-def test_quality_against_the_share_of_math_is_a_line_per_budget_and_a_column_per_start(tmp_path: Path) -> None:
-    mixes = {f"m{share}": {"math": share, "text": 400 - share} for share in (100, 300)}
-    starts = (made.pretrained(), made.pretrained(640))
-    specs = [made.evaluation(made.tuned(start, name, **tokens)) for start in starts for name, tokens in mixes.items()]
-    drawing = drawn("math_share", shown(tmp_path, *specs, made.evaluation(starts[0])), metrics=[made.SUMS])
-    assert [panel.title for panel in drawing.panels] == ["pre-train 320", "pre-train 640"]
-    for panel, pair in zip(drawing.panels, (specs[:2], specs[2:]), strict=True):
-        line = lines(panel)["CPT 400"]
-        assert list(line.x) == [25, 75]
-        assert list(line.y) == pytest.approx([100 * mean(spec) for spec in pair])
-    assert [mark.label for mark in references(drawing.panels[0])] == ["before CPT"]
-    assert references(drawing.panels[1]) == []
 
 
 # ------------------------------------------------------------------------------------------------------------------ maps

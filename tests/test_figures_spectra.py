@@ -11,8 +11,9 @@ import pytest
 from analysis import figures
 from analysis.drawing import Bars, Dots, Drawing, Heat, Line, Panel, Spread
 from analysis.figures.spectra_bars import counts, edges
+from analysis.lineage import tokens_text
 from analysis.results import Results, SpectraOf
-from analysis.spectral import distinguished, facets_of, jitter, named, pretrain_tokens, tables, thinned, tokens_text
+from analysis.spectral import distinguished, facets_of, jitter, named, pretrain_tokens, tables, thinned
 from cpt_lab.specs import HubCheckpoint, Spectra
 from cpt_lab.spectra import PRESETS
 from cpt_lab.spectra.choice import chosen

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from analysis import interactive, output
+from analysis import interactive, output, printed
 from analysis.drawing import Drawing, Panel
 from render_cases import CELLS, DOTS, EVERYTHING, HEAT, LINES, SPREADS
 
@@ -73,9 +73,21 @@ def test_a_page_loads_nothing_but_the_library_beside_it() -> None:
     assert '<html lang="en">' in text
 
 
-def test_the_pages_of_a_folder_share_one_library(tmp_path: Path) -> None:
-    twin = replace(EVERYTHING, name="twin")
-    written = output.write([EVERYTHING, twin], tmp_path)
+@pytest.mark.parametrize("panel", [LINES, HEAT], ids=["lines", "heat"])
+def test_what_stands_between_panels_has_room_where_the_page_is_narrowest(panel: Panel) -> None:
+    layout = interactive.figure(Drawing("pair", "Pair", "", ((panel, panel),))).layout
+    narrowest = 2 * interactive.LEAST_WIDTH - layout.margin.l - layout.margin.r
+    gap = layout.xaxis2.domain[0] - layout.xaxis.domain[1]
+    needed = interactive.LEFT + (interactive.BAR if panel is HEAT else 0)
+    assert gap * narrowest == pytest.approx(needed)
+    assert f"min-width:{2 * interactive.LEAST_WIDTH}px" in interactive.fragment(Drawing("pair", "Pair", "", ((panel, panel),)))
+
+
+def test_the_pages_of_a_folder_share_one_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(printed, "files", lambda _: {})  # pages alone
+    one = only(LINES)
+    twin = replace(one, name="twin")
+    written = output.write([one, twin], tmp_path)
     libraries = sorted(tmp_path.glob("*.js"))
     assert [path.name for path in libraries] == [interactive.LIBRARY]
     assert libraries[0] not in written

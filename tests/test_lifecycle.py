@@ -14,6 +14,7 @@ from cpt_lab import lifecycle
 from cpt_lab.lifecycle import lines
 from cpt_lab.specs import TrainedCheckpoint, Watch, canonical_json
 from cpt_lab.spectra import MEASURES
+from long_tables import rest_slow
 from trajectory_cases import LAYERS, RANK, ROLES, STEPS, exponents, sigmoid, trajectory, travelling
 
 # ---------------------------------------------------------------------------------------------------------------- waves
@@ -333,15 +334,18 @@ def test_without_the_setting_nothing_is_watched_and_keys_are_what_they_were() ->
 
 @pytest.mark.parametrize(
     ("setting", "said"),
-    [
-        ("watch.measures=svsm", "unknown measure of a run that trains 'svsm_mean'"),
-        ("watch.measures=tails", "unknown measure of a run that trains 'pl_p_value'"),
-        ("watch.measures=stable_runk", "stable_rank"),
-        ("watch.every=0", "watch.every: input should be greater than 0"),
-        ("execution.spectra_share=1", "execution.spectra_share: input should be less than 1"),
-        ("pretrain.start=warm", "pretrain.start: input should be 'random' or 'spectral_warmup'"),
-        ("pretrain.spectral_warmup.scale=0", "pretrain.spectral_warmup.scale: input should be greater than 0"),
-    ],
+    rest_slow(
+        [
+            ("watch.measures=svsm", "unknown measure of a run that trains 'svsm_mean'"),
+            ("watch.measures=tails", "unknown measure of a run that trains 'pl_p_value'"),
+            ("watch.measures=stable_runk", "stable_rank"),
+            ("watch.every=0", "watch.every: input should be greater than 0"),
+            ("execution.spectra_share=1", "execution.spectra_share: input should be less than 1"),
+            ("pretrain.start=warm", "pretrain.start: input should be 'random' or 'spectral_warmup'"),
+            ("pretrain.spectral_warmup.scale=0", "pretrain.spectral_warmup.scale: input should be greater than 0"),
+        ],
+        fast=2,
+    ),
 )
 def test_a_setting_that_cannot_be_is_refused_in_one_sentence(setting: str, said: str) -> None:
     assert said in refused("target=train", "watch.every=5", setting)

@@ -16,8 +16,8 @@ import yaml
 
 from command_line import Answer, here, there
 from cpt_lab import export, model_card
-from cpt_lab.specs import HubCheckpoint, Patched, key
-from cpt_lab.store import Store
+from cpt_lab.specs import HubCheckpoint, Patched, key, parse
+from cpt_lab.store import Store, read_json
 from cpt_lab.study import names
 from cpt_lab.weights import open_weights, weights_digest
 from factory import tiny_checkpoint, tiny_shape
@@ -162,7 +162,7 @@ class Place:
         return answer
 
     def made(self) -> list[Patched]:
-        found = [self.store.load_spec(path.parent) for path in (self.folder / "results" / "materialized").glob("*/DONE")]
+        found = [parse(read_json(path.parent / "spec.json")) for path in (self.folder / "results" / "materialized").glob("*/DONE")]
         return [spec for spec in found if isinstance(spec, Patched)]
 
 

@@ -10,6 +10,7 @@ import pytest
 from compositions import points, refused
 from cpt_lab.specs import Evaluation, HubCheckpoint, Patched, TrainedCheckpoint
 from factory import tiny_checkpoint
+from long_tables import rest_slow
 
 
 def change_of(*words: str) -> Any:
@@ -73,16 +74,28 @@ def test_a_checkpoint_of_another_size_is_refused_by_its_name(tmp_path: Path) -> 
 
 @pytest.mark.parametrize(
     ("words", "expected"),
-    [
-        (("soup", "intervention.with=tuned", "intervention.weight=0.5"), "intervention.with is tuned, which would be mixed with itself"),
-        (("soup", "intervention.weight=30"), "intervention.weight is 30, allowed is a share of reference between 0 and 1"),
-        (("soup", "intervention.weight=-0.5"), "say what both weigh, {tuned:1.5,reference:-0.5}"),
-        (("soup", "intervention.weight=0.5", "intervention.roles={q:1.2}"), "intervention.roles.q is 1.2, allowed is a share of reference"),
-        (("soup", "intervention.weights={}", "intervention.allow_any_sum=true"), "intervention.weights: dictionary should have at least 1"),
-        (("task_arithmetic", "intervention.scales={}"), "intervention.scales: dictionary should have at least 1"),
-        (("dare", "intervention.drop=0.5", "intervention.scales={}"), "intervention.scales: dictionary should have at least 1"),
-        (("ties", "intervention.keep=0.2", "intervention.models=[tuned,tuned]"), "got tuned, tuned: name every checkpoint once"),
-    ],
+    rest_slow(
+        [
+            (
+                ("soup", "intervention.with=tuned", "intervention.weight=0.5"),
+                "intervention.with is tuned, which would be mixed with itself",
+            ),
+            (("soup", "intervention.weight=30"), "intervention.weight is 30, allowed is a share of reference between 0 and 1"),
+            (("soup", "intervention.weight=-0.5"), "say what both weigh, {tuned:1.5,reference:-0.5}"),
+            (
+                ("soup", "intervention.weight=0.5", "intervention.roles={q:1.2}"),
+                "intervention.roles.q is 1.2, allowed is a share of reference",
+            ),
+            (
+                ("soup", "intervention.weights={}", "intervention.allow_any_sum=true"),
+                "intervention.weights: dictionary should have at least 1",
+            ),
+            (("task_arithmetic", "intervention.scales={}"), "intervention.scales: dictionary should have at least 1"),
+            (("dare", "intervention.drop=0.5", "intervention.scales={}"), "intervention.scales: dictionary should have at least 1"),
+            (("ties", "intervention.keep=0.2", "intervention.models=[tuned,tuned]"), "got tuned, tuned: name every checkpoint once"),
+        ],
+        fast=2,
+    ),
 )
 def test_a_merge_that_makes_no_sense_is_refused(words: tuple[str, ...], expected: str) -> None:
     merge, *settings = words

@@ -13,11 +13,14 @@ import paper_studies as theirs
 from analysis import papers
 from analysis.papers import Printed, numbers
 from analysis.papers.beside import Match, beside, sheet
-from analysis.papers.measured import QUANTITIES, budget, of_checkpoint
+from analysis.papers.measured import QUANTITIES, budget, of_checkpoint, prunings
 from analysis.results import Results
+from cpt_lab.interventions.prune_layers import FirstLayers, Layers, PruneLayers
 from cpt_lab.interventions.scale_transplant import TABLE as ALPHAS
 from cpt_lab.orderings import CRITERIA
-from cpt_lab.specs import FolderCheckpoint
+from cpt_lab.specs import Evaluation, FolderCheckpoint, Patched, Ranking
+from cpt_lab.store import Store
+from cpt_lab.study import Point, Study, resolved
 
 
 def one(paper: str, place: str, **of: str) -> Printed:
@@ -122,11 +125,12 @@ def test_criteria_are_called_as_here() -> None:
 
 def test_every_quantity_that_can_be_measured_is_printed_somewhere() -> None:
     printed = {each.quantity for each in numbers()}
-    assert printed - {"worst_to_best_pruning", "alpha_depth_exponent", "alpha_depth_r_squared"} == {
+    assert printed - {"worst_to_best_pruning"} == {
         *("accuracy", "generated_tokens", "svsm_mean", "alpha", "auc_difference", "rewind_gain", "rewindable_share"),
         *("truncation_relative_change", "single_head_change", "alpha_importance_spearman", "pruning_gain"),
+        *("alpha_depth_exponent", "alpha_depth_r_squared"),
     }
-    assert len(QUANTITIES) == 8
+    assert len(QUANTITIES) == 9
 
 
 @pytest.mark.parametrize(("ours", "difference"), [(0.5, -0.19), (0.69, 0.0), (0.75, 0.0), (0.9, 0.06)])
@@ -191,6 +195,29 @@ def test_truncation_is_compared_in_percent_of_the_unedited_model(tmp_path: Path)
     (match,) = [match for match in beside(found) if match.theirs.of["pretrain"] == "4T"]
     assert match.ours.value == pytest.approx(-15)
     assert match.difference == pytest.approx(-5)
+
+
+def test_what_pruning_gains_is_counted_for_every_checkpoint_by_itself(tmp_path: Path) -> None:
+    """Perplexity that two seeds of one model lose without the last layer, and without the one that alpha chooses."""
+    lost = {0: {"last": 9.0, "alpha": 3.0}, 1: {"last": 6.0, "alpha": 4.0}}
+    store, points, perplexity = Store(tmp_path), [], {}
+    alpha = Ranking(criterion="pl_alpha", direction="ascending", shape=made.SHAPE, unit="layer")
+    made.ranked(store, alpha, list(alpha.units))
+    gone = {"whole": None, "last": Layers(layers=(1,)), "alpha": FirstLayers(ranking=alpha, count=1)}
+    for seed, of_seed in lost.items():
+        tuned = made.TUNED.but(recipe=made.RECIPE.but(seed=seed))
+        for who, select in gone.items():
+            checkpoint = tuned if select is None else Patched(tuned=tuned, interventions=(PruneLayers(select=select),))
+            spec = Evaluation(checkpoint=checkpoint, protocol=made.PROTOCOL)
+            points.append(Point(name=f"{who} of {seed}", varies={}, config={}, spec=spec))
+            perplexity[f"{who} of {seed}"] = 20.0 + of_seed.get(who, 0.0)
+    study = Study(name="pruned", points=tuple(points))
+    for name, spec in resolved(store, points).items():
+        metric = {"value": perplexity[name], "stderr": None, "n": 10, "higher_is_better": False}
+        product = {"primary": "text/word_perplexity", "metrics": {"text/word_perplexity": metric}, "warnings": [], "seconds": 1.0}
+        made.build(store, spec, {"results.json": product})
+    gains = {one.points: one.value for one in prunings(Results(store, [study]))}
+    assert gains == {("last of 0", "alpha of 0"): 3.0, ("last of 1", "alpha of 1"): 1.5}
 
 
 def test_a_post_trained_model_stands_beside_every_table_it_is_in(tmp_path: Path) -> None:

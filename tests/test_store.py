@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from cpt_lab.lease import Lease, LeaseLost
-from cpt_lab.specs import Part, Spec, key
+from cpt_lab.specs import Part, Spec, key, parse
 from cpt_lab.store import SpecConflict, State, Store, read_json, write_atomically
 from processes import hear, kill, start
 from spec_cases import EVALUATION, FOLDER, MATH, ONE_OF_EACH, TEXT
@@ -95,7 +95,7 @@ def test_every_kind_of_spec_has_a_folder_of_its_own_and_is_read_back_from_it(sto
     assert len(folders) == len(ONE_OF_EACH)
     for spec in ONE_OF_EACH:
         assert store.folder(spec) == store.root / spec.FOLDER / key(spec)
-        assert store.load_spec(store.folder(spec)) == spec
+        assert parse(read_json(store.folder(spec) / "spec.json")) == spec
 
 
 def test_what_is_only_ever_part_of_another_spec_has_no_folder(store: Store) -> None:

@@ -137,6 +137,7 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(number: signal.Signals, bas
     assert [line["step"] for line in metrics(work.product)] == list(range(1, STEPS + 1))
 
 
+@pytest.mark.slow
 def test_runs_that_are_interrupted_again_and_again_keep_no_more_states(tmp_path: Path, made: Made) -> None:
     before, work = signal.signal(signal.SIGUSR2, lambda *_: None), workspace(tmp_path)
     (work.scratch / "states" / "step3-tmp").mkdir(parents=True)  # as a kill leaves it in the middle of saving

@@ -189,6 +189,7 @@ def test_a_checkpoint_of_olmo_core_becomes_the_folder_of_the_same_weights(base: 
     assert (product / "olmo_core").resolve() == olmo_core
 
 
+@pytest.mark.slow
 def test_a_run_from_a_checkpoint_of_olmo_core_goes_on_with_its_moments_and_its_own_rates(
     olmo_core: Path, tmp_path: Path, made: Made
 ) -> None:

@@ -175,9 +175,7 @@ def test_what_a_rank_raises_is_raised_where_they_were_started(tmp_path: Path, ma
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("looks", "keep", "message"), [(0, (), "2 states .*, 1 folders"), (1, (), "1 states"), (1, (BATCH,), "1 folders")]
-)
+@pytest.mark.parametrize(("looks", "keep", "message"), [(0, (), "2 states .*, 1 folders"), (1, (), "1 states"), (1, (BATCH,), "1 folders")])
 def test_all_ranks_fail_alike_when_the_first_finds_no_room(
     looks: int, keep: tuple[int, ...], message: str, tmp_path: Path, made: Made
 ) -> None:

@@ -23,6 +23,7 @@ from cpt_lab.patch import LiveModel, Patch, apply
 from cpt_lab.specs import Evaluation, Heads, ModelShape, Patched
 from cpt_lab.spectral_edits import MOST_KEPT, room_to_keep
 from factory import each_family, folder_spec, tiny_model, tiny_shape, tiny_shapes
+from long_tables import rest_slow
 from spectral_cases import (
     BY_HAND,
     Array,
@@ -226,14 +227,17 @@ def test_the_configuration_means_all_roles_or_those_it_names() -> None:
 
 @pytest.mark.parametrize(
     ("words", "message"),
-    [
-        (("intervention.percent=101",), "got 101, allowed is a whole percentage"),
-        (("intervention.percent=0.5",), r"got 0\.5, allowed is a whole percentage"),
-        (("intervention.percent=true",), "got True, allowed is a whole percentage"),
-        ((), r"set intervention\.percent=VALUE"),
-        (("intervention.percent=5", "intervention.roles=[]"), r"got \[\], allowed are all and lists of q"),
-        (("intervention.percent=5", "intervention.roles=[q,dwn]"), r"unknown role 'dwn' \(did you mean down\?\)"),
-    ],
+    rest_slow(
+        [
+            (("intervention.percent=101",), "got 101, allowed is a whole percentage"),
+            (("intervention.percent=0.5",), r"got 0\.5, allowed is a whole percentage"),
+            (("intervention.percent=true",), "got True, allowed is a whole percentage"),
+            ((), r"set intervention\.percent=VALUE"),
+            (("intervention.percent=5", "intervention.roles=[]"), r"got \[\], allowed are all and lists of q"),
+            (("intervention.percent=5", "intervention.roles=[q,dwn]"), r"unknown role 'dwn' \(did you mean down\?\)"),
+        ],
+        fast=2,
+    ),
 )
 def test_wrong_settings_are_told_in_one_sentence(words: tuple[str, ...], message: str) -> None:
     with pytest.raises(ValueError, match=message):

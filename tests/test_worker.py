@@ -22,6 +22,7 @@ from cpt_lab.launch import Launch, environment
 from cpt_lab.specs import Evaluation, Patched, Spec, key
 from cpt_lab.store import State, Store
 from cpt_lab.worker import FAILED, NO_ROOM, PREEMPTED, STOPPED
+from long_tables import rest_slow
 from processes import wait_for
 from spec_cases import BASE, DELTA_NORM, HUB_TOKENIZER, INST, MATH, PROTOCOL, RANDOM, SPECTRA, TEXT, TOKENS, TUNED, rewound, rewound_heads
 
@@ -92,7 +93,7 @@ def test_points_of_different_rankings_that_choose_the_same_heads_share_one_resul
     assert [path.name for path in (root / "evaluations").iterdir()] == [key(scored(rewound_heads(*toys.ORDER[:2])))]
 
 
-@pytest.mark.parametrize(("packs", "order"), [(1, (0, 2, 4, 1, 3, 5)), (2, (0, 2, 4, 5, 3, 1))])
+@pytest.mark.parametrize(("packs", "order"), rest_slow([(1, (0, 2, 4, 1, 3, 5)), (2, (0, 2, 4, 5, 3, 1))], fast=1))
 def test_a_worker_keeps_to_the_order_of_its_pack_and_then_helps_from_the_end_of_the_others(
     root: Path, packs: int, order: tuple[int, ...]
 ) -> None:
@@ -195,7 +196,7 @@ def test_a_step_that_kills_its_worker_each_time_fails_after_the_allowed_attempts
 
 @pytest.mark.parametrize(
     ("number", "state"),
-    [(signal.SIGTERM, State.CANCELLED), (signal.SIGINT, State.CANCELLED), (signal.SIGUSR2, State.PREEMPTED)],
+    rest_slow([(signal.SIGTERM, State.CANCELLED), (signal.SIGINT, State.CANCELLED), (signal.SIGUSR2, State.PREEMPTED)], fast=1),
 )
 def test_a_signal_hands_the_step_back_and_the_same_launch_goes_on(root: Path, number: int, state: State) -> None:
     launch = toys.told(root, [TOKENS])
@@ -231,11 +232,14 @@ def test_a_signal_that_a_library_swallows_stops_the_worker_after_the_step_in_han
 
 @pytest.mark.parametrize(
     ("number", "time", "code", "asked"),
-    [
-        (signal.SIGUSR2, "None", PREEMPTED, ["requeue 77"]),
-        (signal.SIGTERM, "2026-11-22T15:06:33", PREEMPTED, ["show job 77", "requeue 77"]),
-        (signal.SIGTERM, "None", STOPPED, ["show job 77"]),
-    ],
+    rest_slow(
+        [
+            (signal.SIGUSR2, "None", PREEMPTED, ["requeue 77"]),
+            (signal.SIGTERM, "2026-11-22T15:06:33", PREEMPTED, ["show job 77", "requeue 77"]),
+            (signal.SIGTERM, "None", STOPPED, ["show job 77"]),
+        ],
+        fast=2,
+    ),
 )
 def test_a_preempted_job_is_put_back_into_the_queue_and_a_cancelled_one_is_not(
     root: Path, tmp_path: Path, number: int, time: str, code: int, asked: list[str]
@@ -270,7 +274,9 @@ def test_a_preempted_task_does_not_wait_for_mlflow_before_it_is_put_back(
     assert done == asked
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, STOPPED), (signal.SIGINT, STOPPED), (signal.SIGUSR2, PREEMPTED)])
+@pytest.mark.parametrize(
+    ("number", "code"), rest_slow([(signal.SIGTERM, STOPPED), (signal.SIGINT, STOPPED), (signal.SIGUSR2, PREEMPTED)], fast=1)
+)
 def test_a_task_that_gets_a_signal_while_it_starts_obeys_when_it_listens(root: Path, tmp_path: Path, number: int, code: int) -> None:
     launch = toys.prepared(Store(root), toys.planned(Store(root), [TOKENS]), where="slurm")  # with its keeper
     place = launch_environment(launch) | {"TOY_START": str(tmp_path)}

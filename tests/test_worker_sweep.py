@@ -15,8 +15,8 @@ import toys
 from cpt_lab import launch
 from cpt_lab.interventions import Rewind
 from cpt_lab.launch import Launch
-from cpt_lab.specs import Evaluation, FolderCheckpoint, GenerateTask, Patched, PerplexityTask, Protocol, Ranking, TopOf
-from cpt_lab.store import State, Store
+from cpt_lab.specs import Evaluation, FolderCheckpoint, GenerateTask, Patched, PerplexityTask, Protocol, Ranking, TopOf, parse
+from cpt_lab.store import State, Store, read_json
 from cpt_lab.weights import weights_digest
 from factory import tiny_checkpoint, tiny_shape
 from processes import wait_for
@@ -91,7 +91,7 @@ def test_a_sweep_survives_kill_9_of_a_worker_and_scores_every_distinct_model_onc
     store = Store(root)
     evaluations = sorted((root / "evaluations").iterdir())
     assert len(evaluations) == 2 + len(SEEDS) * (len(FRACTIONS) - 2)  # the curves share their ends
-    assert {store.status(store.load_spec(folder)).state for folder in evaluations} == {State.DONE}
+    assert {store.status(parse(read_json(folder / "spec.json"))).state for folder in evaluations} == {State.DONE}
     attempts = {path.parent: json.loads(path.read_text())["attempts"] for path in root.glob("*/*/status.json")}
     again = [folder for folder, count in attempts.items() if count != 1]
     assert len(again) <= 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,11 +11,13 @@ import numpy as np
 from analysis import captions, metrics, orders
 from analysis.curves import Curve, curves
 from analysis.drawing import Cell, Sheet
-from analysis.paired import Test
+from analysis.orders import Order
+from analysis.paired import DRAWS, Test, bootstrap
 from analysis.results import Results
 
 SHOWS = "areas under the ascending and descending curve of each criterion and their difference, with paired standard errors"
 PAPERS = ("P table 4",)
+Row = tuple[Cell, Cell, Cell, Cell, Cell]
 NEEDS = "finished curves of a criterion in both directions: experiment=rewind_1b and its like"
 
 
@@ -29,8 +32,8 @@ def build(results: Results, settings: Mapping[str, Any]) -> Sheet:
     if not names:
         raise ValueError(f"study {results.name!r} has no curve without a gap: it needs {NEEDS}")
     ranked = sorted(names, key=lambda name: -_first(columns, name))
-    empty = (Cell(None), Cell(None), Cell(None))
-    heads = ("AUC ascending", "AUC descending", "AUC-diff")
+    empty = (Cell(None),) * 5
+    heads = ("AUC ascending", "AUC descending", "AUC-diff", "from", "to")
     return Sheet(
         "auc_diff",
         f"Area between descending and ascending curves, {metric}",
@@ -38,6 +41,8 @@ def build(results: Results, settings: Mapping[str, Any]) -> Sheet:
             captions.protocol(results.points, [metric]),
             f"In points of the metric{' (percent)' if factor == 100 else ''} times the share of units rewound; ± paired standard error of "
             "AUC-diff over documents, of a mean over seeds their standard deviation",
+            f"From, to: 95 % interval of AUC-diff by the percentile bootstrap over documents, each drawn with its outcomes at all "
+            f"fractions in both directions, {DRAWS:,} draws",
             captions.missing(results.points),
         ),
         ("criterion", *(f"{head} {part.name}" if len(parts) > 1 else head for part in parts for head in heads)),
@@ -45,20 +50,19 @@ def build(results: Results, settings: Mapping[str, Any]) -> Sheet:
     )
 
 
-def _columns(results: Results, metric: str, factor: float) -> dict[str, tuple[Cell, Cell, Cell]]:
-    """Criterion -> AUC ascending, AUC descending, |difference|, of the curves without a gap."""
-    tests = orders.directions(orders.orders(results, metric))
+def _columns(results: Results, metric: str, factor: float) -> dict[str, Row]:
+    """Criterion -> AUC ascending, AUC descending, |difference| and its interval, of the curves without a gap."""
+    both = orders.pairs(orders.orders(results, metric))
     whole = [curve for curve in curves(results.points, metric) if np.isfinite(curve.areas()).all()]
     found = {}
     for family in dict.fromkeys(curve.family for curve in whole):
         sides = {curve.direction: curve for curve in whole if curve.family == family}
         cells = [_area(sides.get(direction), factor) for direction in ("ascending", "descending")]
-        found[family] = (cells[0], cells[1], _difference(sides, tests.get(family), factor))
+        pair = both.get(family)
+        test = orders.difference(*pair) if pair else None
+        found[family] = (cells[0], cells[1], _difference(sides, test, factor), *_interval(pair, factor))
     best = max((cells[2].value for cells in found.values() if isinstance(cells[2].value, float)), default=None)
-    return {
-        name: (*cells[:2], Cell(cells[2].value, cells[2].error, best=cells[2].value == best, note=cells[2].note))
-        for name, cells in found.items()
-    }
+    return {name: (*cells[:2], replace(cells[2], best=cells[2].value == best), *cells[3:]) for name, cells in found.items()}
 
 
 def _area(curve: Curve | None, factor: float) -> Cell:
@@ -81,6 +85,15 @@ def _difference(sides: Mapping[str, Curve], test: Test | None, factor: float) ->
     return Cell(value, factor * test.stderr, note=f"p = {test.p:.2g}, not corrected, {test.n} documents")
 
 
-def _first(columns: list[dict[str, tuple[Cell, Cell, Cell]]], name: str) -> float:
+def _interval(pair: tuple[Order, Order] | None, factor: float) -> tuple[Cell, Cell]:
+    """Below 0 where the directions may be the other way round; nothing without the documents' own outcomes."""
+    if pair is None:
+        return Cell(None), Cell(None)
+    differences = factor * orders.differences(*pair)
+    low, high = bootstrap(differences if differences.mean() >= 0 else -differences)
+    return Cell(low), Cell(high)
+
+
+def _first(columns: list[dict[str, Row]], name: str) -> float:
     value = next((found[name][2].value for found in columns if name in found), None)
     return float(value) if isinstance(value, float) else -1.0

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from analysis import runs
 from analysis.drawing import Cell, Sheet
 from analysis.figures.mixtures import trainings
+from analysis.lineage import tokens_text
 from analysis.results import Results
 from cpt_lab.specs import TrainedCheckpoint
 
@@ -46,7 +46,7 @@ def build(results: Results, settings: Mapping[str, Any]) -> Sheet:  # noqa: ARG0
     found = {_column(spec): spec for spec in trainings(results)}
     rows = [("family", tuple(Cell(spec.shape.family) for spec in found.values()))]
     rows += [(label, tuple(_cell(getattr(spec.shape, name)) for spec in found.values())) for name, label in SHAPE.items()]
-    rows += [("parameters", tuple(Cell(runs.tokens(spec.shape.parameters)) for spec in found.values()))]
+    rows += [("parameters", tuple(Cell(tokens_text(spec.shape.parameters)) for spec in found.values()))]
     rows += [(label, tuple(_cell(getattr(spec.recipe, name)) for spec in found.values())) for name, label in RECIPE.items()]
     groups = ((0, "Architecture"), (len(SHAPE) + 2, "Training"))
     caption = "MLP width is that of the gate and of the up projection, each."

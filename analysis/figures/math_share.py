@@ -7,9 +7,10 @@ from typing import Any
 
 import pandas as pd
 
-from analysis import captions, metrics, palette, runs
+from analysis import captions, metrics, palette
 from analysis.drawing import Axis, Drawing, Line, Panel, Reference
 from analysis.figures.trade_off import unedited
+from analysis.lineage import tokens_text
 from analysis.results import STDERR, Results
 
 SHOWS = "quality against the share of math in the CPT mix, a line per CPT budget, a panel per pre-training budget"
@@ -29,7 +30,7 @@ def build(results: Results, settings: Mapping[str, Any]) -> Drawing:
     tuned["share"] = 100 * tuned["math_tokens"].astype(float) / tuned["cpt_tokens"].astype(float)
     if tuned["share"].nunique() < 2:
         raise ValueError(f"study {results.name!r} has no two finished mixes with different shares of math: it needs {NEEDS}")
-    looks = palette.series([runs.tokens(float(budget)) for budget in sorted(tuned["cpt_tokens"].unique())])
+    looks = palette.series([tokens_text(float(budget)) for budget in sorted(tuned["cpt_tokens"].unique())])
     starts = list(tuned["start"].unique())
     rows = tuple(
         tuple(_panel(results, tuned[tuned["start"] == start], found, name=name, looks=looks) for start in starts) for name in names
@@ -43,7 +44,7 @@ def build(results: Results, settings: Mapping[str, Any]) -> Drawing:
 def _panel(results: Results, tuned: pd.DataFrame, found: pd.DataFrame, *, name: str, looks: Mapping[str, Any]) -> Panel:
     factor, start = metrics.scale(results.points, name), tuned["start"].iloc[0]
     lines = []
-    for tokens, of_budget in tuned.dropna(subset=[name]).groupby(tuned["cpt_tokens"].map(runs.tokens), sort=False):
+    for tokens, of_budget in tuned.dropna(subset=[name]).groupby(tuned["cpt_tokens"].map(tokens_text), sort=False):
         label, rows = str(tokens), of_budget.sort_values("share")
         bars = factor * rows[f"{name}{STDERR}"].to_numpy(float)
         text = tuple(map(str, rows["mixture"]))

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from analysis import captions, runs
+from analysis import captions
 from analysis.drawing import Cell, Sheet
+from analysis.lineage import tokens_text
 from analysis.results import Results
 from cpt_lab.specs import BuiltinCorpus, Corpus, FilesCorpus, HubCorpus, Mixture, TokenFilesCorpus, Tokens, TrainedCheckpoint, closure, key
 from cpt_lab.store import read_json
@@ -48,10 +49,10 @@ def key_of(mixture: Mixture) -> str:
 def _budgets(mixture: Mixture, corpora: list[str]) -> tuple[Cell, ...]:
     parts = {part.corpus.name: part for part in mixture.parts}
     cells = (
-        Cell(f"{runs.tokens(parts[name].tokens)}{STAR if parts[name].oversample else ''}") if name in parts else Cell(None)
+        Cell(f"{tokens_text(parts[name].tokens)}{STAR if parts[name].oversample else ''}") if name in parts else Cell(None)
         for name in corpora
     )
-    return (*cells, Cell(runs.tokens(mixture.tokens)))
+    return (*cells, Cell(tokens_text(mixture.tokens)))
 
 
 def _corpora(results: Results, corpora: Mapping[str, Corpus]) -> Sheet:
@@ -88,4 +89,4 @@ def _source(corpus: Corpus) -> str:
 
 
 def _count(number: int | None) -> Cell:
-    return Cell(None) if number is None else Cell(runs.tokens(float(number)))
+    return Cell(None) if number is None else Cell(tokens_text(float(number)))

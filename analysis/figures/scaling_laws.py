@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,18 +25,39 @@ RANK = "stable_rank"
 POINTS, MARKS = 60, 5  # of a drawn curve; on a logarithmic axis
 
 
-def build(results: Results, settings: Mapping[str, Any]) -> Drawing:
-    """Four panels, a point per run that starts from random weights; ValueError if all are of one depth."""
-    found = [group for group in watched.groups(results) if not group.is_warmed_up]
+@dataclass(frozen=True)
+class Growth:
+    """The exponents of runs from random weights at the end of training, and the law of their range over the number of layers."""
+
+    groups: tuple[Group, ...]
+    roles: tuple[str, ...]
+    gradients: tuple[AlphaGradient, ...]  # one per run
+    fit: PowerLaw
+
+    @property
+    def runs(self) -> list[Run]:
+        return [run for group in self.groups for run in group.runs]
+
+
+def growth(results: Results, settings: Mapping[str, Any]) -> Growth:
+    """What the figure's first panel shows; ValueError if all runs are of one depth."""
+    found = tuple(group for group in watched.groups(results) if not group.is_warmed_up)
     runs = [run for group in found for run in group.runs]
-    depths = sorted({run.depth for run in runs})
+    depths = {run.depth for run in runs}
     if len(depths) < 2:
         raise ValueError(f"study {results.name!r} has watched runs of {len(depths)} depth: scaling needs {NEEDS}")
-    measure, window = str(settings["alpha"]), int(settings["window"])
+    measure = str(settings["alpha"])
     roles = watched.chosen(settings["roles"], found, measure)
-    gradients = [lifecycle.alpha_gradient(run.read(measure), roles, window=window) for run in runs]
-    waves = [lifecycle.wave(run.read(RANK), roles, window=window) for run in runs]
-    fit = lifecycle.depth_scaling(gradients)
+    gradients = tuple(lifecycle.alpha_gradient(run.read(measure), roles, window=int(settings["window"])) for run in runs)
+    return Growth(found, roles, gradients, lifecycle.depth_scaling(gradients))
+
+
+def build(results: Results, settings: Mapping[str, Any]) -> Drawing:
+    """Four panels, a point per run that starts from random weights; ValueError if all are of one depth."""
+    grown, measure = growth(results, settings), str(settings["alpha"])
+    found, roles, runs, gradients, fit = grown.groups, grown.roles, grown.runs, grown.gradients, grown.fit
+    waves = [lifecycle.wave(run.read(RANK), roles, window=int(settings["window"])) for run in runs]
+    depths = sorted({run.depth for run in runs})
     ticks = tuple((float(depth), str(depth)) for depth in depths)
     axis, law = Axis("layers", ticks=ticks), Axis("layers", scale="log", ticks=ticks)
     panels = (

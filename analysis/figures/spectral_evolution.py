@@ -9,7 +9,7 @@ import numpy as np
 
 from analysis import palette
 from analysis.drawing import Axis, Dots, Drawing, Look, Panel, Spread
-from analysis.lineage import origin
+from analysis.lineage import origin, tokens_text
 from analysis.spectral import (
     UNITS,
     Named,
@@ -21,7 +21,6 @@ from analysis.spectral import (
     role_text,
     sources,
     tables,
-    tokens_text,
 )
 from cpt_lab.specs import Intermediate
 

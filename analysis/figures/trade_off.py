@@ -11,6 +11,7 @@ import pandas as pd
 
 from analysis import captions, metrics, palette, runs
 from analysis.drawing import Dots, Drawing, Look, Panel
+from analysis.lineage import tokens_text
 from analysis.results import STDERR, Results
 
 SHOWS = "two metrics of pre-trained and tuned models against each other: what CPT gains and costs, by budgets and mixes"
@@ -64,7 +65,7 @@ def _dots(results: Results, rows: pd.DataFrame, names: tuple[str, str], look: Lo
     first = rows.iloc[0]
     tuned = not pd.isna(first["cpt_tokens"])
     share = budgets.index(float(first["cpt_tokens"])) / max(1, len(budgets) - 1) if tuned else 0.0
-    label = f"{first['start']}{f', CPT {runs.tokens(float(first.cpt_tokens))}' if tuned else ''}"
+    label = f"{first['start']}{f', CPT {tokens_text(float(first.cpt_tokens))}' if tuned else ''}"
     return Dots(
         label,
         across * rows[x].to_numpy(float),

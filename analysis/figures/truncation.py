@@ -24,7 +24,7 @@ def build(results: Results, settings: Mapping[str, Any]) -> Drawing:
     metric = metrics.panels(results.points, settings["metric"])[0]
     captions.one_protocol(results.points)
     table = points(results, metric)
-    found = runs.runs(table)
+    found = runs.runs(table, ("matrices",) if table["matrices"].nunique() > 1 else ())
     errors = Errors(results, metric)
     whole = [name for run in found if (name := _without_whole(run))]
     factor = metrics.scale(results.points, metric)
@@ -55,9 +55,11 @@ def points(results: Results, metric: str) -> pd.DataFrame:
     if truncated.empty:
         state = "finished " if (results.points["intervention"] == "truncate").any() else ""
         raise ValueError(f"study {results.name!r} has no {state}truncated point: it needs {NEEDS}")
-    unedited = table[(table["intervention"] == "none") & table["tuned"].isin(truncated["tuned"])].assign(percent=100)
-    both = pd.concat([truncated, unedited]).drop_duplicates(["tuned", "percent"])
-    both.attrs = {}
+    unedited = table[table["intervention"] == "none"].drop(columns="matrices").assign(percent=100)
+    for each in (truncated, unedited):
+        each.attrs = {}  # pandas would compare them
+    whole = unedited.merge(truncated[["tuned", "matrices"]].drop_duplicates(), on="tuned")
+    both = pd.concat([truncated, whole]).drop_duplicates(["tuned", "matrices", "percent"])
     return both.sort_values("percent", kind="stable")
 
 

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from analysis import lineage, orders
+from analysis import figures, lineage, orders
+from analysis.figures import scaling_laws
 from analysis.paired import Outcomes, test
 from analysis.papers import post_trained
 from analysis.results import Found, Results
@@ -67,7 +68,7 @@ def of_checkpoint(checkpoint: Checkpoint) -> dict[str, str | None]:
 
 def budget(tokens: float) -> str:
     """`4T` of 3,896 billion tokens, `20B` of 20 billion, as the papers round them."""
-    return f"{tokens / 1e12:.0f}T" if tokens >= 0.95e12 else f"{tokens / 1e9:.3g}B"
+    return f"{tokens / 1e12:.0f}T" if tokens >= 0.95e12 else lineage.tokens_text(tokens)
 
 
 def edit_of(checkpoint: Checkpoint | Patched) -> str:
@@ -201,6 +202,18 @@ def prunings(results: Results) -> Iterator[Measured]:
         yield Measured("pruning_gain", {"model": model, "pruned": f"{shared[-1]} layers"}, last / alpha, None, None, (one, other))
 
 
+def depth_laws(results: Results) -> Iterator[Measured]:
+    """The exponent of alpha's range over the number of layers, and the R2 of its logarithms (L), as the figure of them has them."""
+    try:
+        grown = scaling_laws.growth(results, figures.settings("scaling_laws"))
+    except ValueError:  # says what is missing: watched runs of two depths
+        return
+    fit, names = grown.fit, tuple(run.label for run in grown.runs)
+    error = fit.stderr if math.isfinite(fit.stderr) else None
+    yield Measured("alpha_depth_exponent", {}, fit.exponent, error, len(fit.x), names)
+    yield Measured("alpha_depth_r_squared", {}, fit.r_squared, None, len(fit.x), names)
+
+
 QUANTITIES: dict[str, Callable[[Results], Iterator[Measured]]] = {
     "accuracy": accuracies,
     "generated_tokens": generated_tokens,
@@ -210,6 +223,7 @@ QUANTITIES: dict[str, Callable[[Results], Iterator[Measured]]] = {
     "single_head_change": single_heads,
     "alpha_importance_spearman": correlations,
     "pruning_gain": prunings,
+    "alpha_depth": depth_laws,
 }
 
 

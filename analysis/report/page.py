@@ -10,7 +10,6 @@ from typing import Any
 
 from analysis import captions, figures, interactive, sheets
 from analysis.drawing import Drawing, Sheet
-from analysis.output import atomically
 from analysis.papers import beside
 from analysis.report import ancestry, answer, cost, verdicts
 from analysis.results import Results
@@ -28,6 +27,7 @@ from cpt_lab.specs import (
     identity,
     key,
 )
+from cpt_lab.store import write_atomically
 
 NAME = "report.html"
 TEMPLATE = "report.html.jinja"
@@ -62,7 +62,8 @@ class Described:
 def write(results: Results, path: Path) -> Path:
     """Write the page, whole or not at all; its path. ValueError, in one sentence, where nothing is finished."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    return atomically(path, render(results).encode())
+    write_atomically(path, render(results))
+    return path
 
 
 def render(results: Results) -> str:

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
+from cpt_lab.failures import first_line
+
 FORMS = {
     ".jsonl": "jsonl",
     ".json": "jsonl",
@@ -95,7 +97,9 @@ def parquet_rows(path: str, start: int, stop: int | None, settings: dict[str, An
                 for index, values in enumerate(batch.to_pylist()):
                     yield Row(f"row {first * ROWS + index + 1} of row group {group} of {path}", values)
         except (OSError, pyarrow.ArrowException) as error:
-            raise ValueError(f"row group {group} of {path} cannot be read ({_first(error)}): the file is damaged, get it again") from None
+            raise ValueError(
+                f"row group {group} of {path} cannot be read ({first_line(error)}): the file is damaged, get it again"
+            ) from None
 
 
 # ------------------------------------------------------------------------------------------------------------- helpers
@@ -154,7 +158,7 @@ def _streams(path: str, file: BinaryIO, new: Callable[[], Any]) -> Iterator[byte
                 block = stream.decompress(packed)
             except (zlib.error, zstandard.ZstdError) as error:
                 raise ValueError(
-                    f"{path} cannot be unpacked after byte {before:,} ({unpacked:,} of its contents; {_first(error)}): "
+                    f"{path} cannot be unpacked after byte {before:,} ({unpacked:,} of its contents; {first_line(error)}): "
                     "the file is damaged, get it again"
                 ) from None
             unpacked += len(block)
@@ -178,9 +182,4 @@ def _parquet(path: str) -> Any:
     try:
         return parquet.ParquetFile(Path(path).expanduser())
     except (OSError, pyarrow.ArrowException) as error:
-        raise ValueError(f"{path} cannot be read as parquet ({_first(error)}): the file is damaged, get it again") from None
-
-
-def _first(error: Exception) -> str:
-    """The first line of what an error says."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"{path} cannot be read as parquet ({first_line(error)}): the file is damaged, get it again") from None

@@ -69,7 +69,7 @@ def _steadily(part: Any, of: str) -> Iterator[Row]:
             if not is_network_failure(error):
                 raise
             pause = next(pauses, None)
-            said = f"row {number + 1} {of} did not come over the network ({type(error).__name__}: {_first_line(error)})"
+            said = f"row {number + 1} {of} did not come over the network ({type(error).__name__}: {failures.first_line(error)})"
             if pause is None:
                 raise ValueError(
                     f"{said}, also not in {len(PAUSES)} further tries: look at the network, then give the same command again, which "
@@ -89,10 +89,6 @@ def is_network_failure(error: BaseException) -> bool:
     # These two have errors that are no OSError. They are loaded if one of them was raised.
     families = [(sys.modules.get("httpx"), "HTTPError"), (sys.modules.get("aiohttp"), "ClientError")]
     return isinstance(error, TimeoutError) or any(module and isinstance(error, getattr(module, name)) for module, name in families)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or ["no more is known"])[0]
 
 
 @lru_cache(maxsize=4)
