@@ -182,4 +182,4 @@ def _parquet(path: str) -> Any:
     try:
         return parquet.ParquetFile(Path(path).expanduser())
     except (OSError, pyarrow.ArrowException) as error:
-        raise ValueError(f"{path} cannot be read as parquet ({first_line(error)}): the file is damaged, get it again") from None
+        raise ValueError(f"{path} cannot be read as parquet ({first_line(error)}): it is damaged, get it again") from None
