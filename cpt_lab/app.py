@@ -259,7 +259,7 @@ def _run(asked: Study, chosen: Settings, where: str, *, among: Sequence[Point] |
     how = how.model_copy(update={"gpus": gpus})
     preflight.check_budgets(todo, store, how)
     if where == "slurm":
-        remote.check(todo, chosen.site)
+        remote.check(todo, chosen.site, gpus)
     told = launch.prepare(todo, asked, store, where=where, how=how, max_attempts=chosen.max_attempts)
     relaunch.keep(told.folder, chosen)
     if where == "slurm":
@@ -315,8 +315,8 @@ def _workers(chosen: Settings, where: str, gpus: int = 1) -> int:
 def _gpus(todo: plan.Plan, chosen: Settings, where: str) -> int:
     """How many GPUs each worker that evaluates shall have."""
     if where == "slurm":
-        return remote.gpus_to_evaluate(todo, chosen.site)
-    return 1 if chosen.execution.device == "cpu" else local.gpus_to_evaluate(todo)
+        return remote.gpus_to_evaluate(todo, chosen.site, chosen.execution.gpus)
+    return 1 if chosen.execution.device == "cpu" else local.gpus_to_evaluate(todo, chosen.execution.gpus)
 
 
 def _finish(store: Store, asked: Study) -> int:

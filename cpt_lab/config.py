@@ -232,6 +232,7 @@ class ExecutionConfig(_Model):
     checkpoint_minutes: float
     spectra_share: float = Field(gt=0, lt=1)
     point_minutes: float | None
+    gpus: int | None = Field(default=None, ge=1)
 
 
 class BudgetConfig(_Model):
@@ -351,7 +352,7 @@ def settings(config: Config, experiment: str | None, cwd: Path) -> Settings:
 def execution(settings: Settings, *, cores: int) -> Execution:
     """How each worker computes, who has so many cores for itself."""
     how = settings.execution
-    return Execution(**{**how.model_dump(), "threads": how.threads or max(1, cores)})
+    return Execution(**{**how.model_dump(), "threads": how.threads or max(1, cores), "gpus": how.gpus or 1})
 
 
 def validated(model: type[_Part], data: dict[str, Any], place: str) -> _Part:

@@ -36,7 +36,9 @@ class Execution(BaseModel):
     checkpoint_minutes: float = Field(default=20.0, gt=0, description="a training run keeps a state to resume from so often")
     spectra_share: float = Field(default=0.05, gt=0, lt=1, description="of a training run's time that spectra may take")
     point_minutes: float | None = Field(default=None, gt=0, description="any step but a training that takes longer is given up")
-    gpus: int = Field(default=1, ge=1, description="of one worker that evaluates: a model that does not fit one is spread over them")
+    gpus: int = Field(
+        default=1, ge=1, description="of one worker that evaluates: a model that does not fit one is spread over them, and over no more"
+    )
     halvings: int = Field(default=0, ge=0, description="of every batch, after memory ran out")
 
     def smaller(self) -> Execution:

@@ -11,6 +11,7 @@ from itertools import takewhile
 RESERVE = 1.25  # memory of a worker that evaluates / bytes of its weights: caches and activations
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 GIB = 2**30
+PART = "MIG-"  # what names of parts of a GPU begin with
 NOT_ONE = ("-1", "NoDevFiles")  # people and SLURM hide all GPUs by these names; CUDA looks no further than at the first of them
 
 
@@ -24,8 +25,11 @@ def names() -> list[str]:
 
 
 def memory_gb() -> float:
-    """GiB of the smallest; 0 without any."""
-    return min(_memories(), default=0.0)
+    """GiB of the smallest; 0 without any, and where nvidia-smi does not tell: of a part of one (MIG), or one without memory of its own."""
+    known = _memories()
+    if None in known or any(name.startswith(PART) for name in names()):
+        return 0.0
+    return min((memory for memory in known if memory is not None), default=0.0)
 
 
 def needed(weights: int, each_gb: float) -> int:
@@ -49,10 +53,11 @@ def of_worker(index: int, each: int, *, workers: int | None = None) -> dict[str,
     return {VISIBLE: ",".join(known[start : start + each])} if known else {}
 
 
-def _memories() -> list[float]:
-    """GiB of each GPU, in their order."""
+def _memories() -> list[float | None]:
+    """GiB of each GPU, in their order; None where nvidia-smi has no number, but `[N/A]` or `[Insufficient Permissions]`."""
     if shutil.which("nvidia-smi") is None:
         return []
     command = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
     listed = subprocess.run(command, capture_output=True, text=True, check=False)
-    return [float(line) / 1024 for line in listed.stdout.splitlines() if line.strip()] if listed.returncode == 0 else []
+    lines = [line.strip() for line in listed.stdout.splitlines() if line.strip()] if listed.returncode == 0 else []
+    return [float(line) / 1024 if line.isdecimal() else None for line in lines]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cpt_lab import slurm
+from cpt_lab.lease import Owner, holder
 from cpt_lab.store import Store, read_json
 
 HEADER_BYTES = 1 << 16  # plan.json of a large study has many megabytes of orders; name and place stand before them
@@ -34,6 +35,11 @@ class Found:
         tasks = self.tasks()
         states = slurm.job_states(tasks)
         return [task for task in tasks if states.get(task, "COMPLETED") not in slurm.ENDED]
+
+    def elsewhere(self) -> Owner | None:
+        """Who runs its workers on another machine, as far as the heartbeat of a local launch tells."""
+        owner = holder(self.folder)
+        return owner if owner is not None and owner.is_gone() is None else None
 
     def workers_here(self) -> list[int]:
         """Process ids of its workers on this machine."""

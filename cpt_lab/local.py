@@ -10,11 +10,14 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import FrameType
+from typing import Self
 
 from cpt_lab import gpus, rates
 from cpt_lab.build import Workshop, ensure
 from cpt_lab.execution import Execution
 from cpt_lab.launch import Launch, environment
+from cpt_lab.lease import claim
 from cpt_lab.plan import Plan, stage_of
 from cpt_lab.progress import Watch
 from cpt_lab.specs import Spec, closure
@@ -35,10 +38,20 @@ def default_workers(each: int = 1) -> int:
     return gpus.shares(each) or min(MOST_DEFAULT_WORKERS, cores())
 
 
-def gpus_to_evaluate(todo: Plan) -> int:
-    """How many of this machine's GPUs a worker needs to hold the largest model that it scores; ValueError if there are not as many."""
+def gpus_to_evaluate(todo: Plan, asked: int | None = None) -> int:
+    """How many of this machine's GPUs a worker may spread a model over that it scores: as many as asked for, else as hold the largest.
+
+    ValueError if there are not as many.
+    """
     largest = max((rates.loaded(step.spec) for step in todo.steps), default=0)
     count, each_gb = len(gpus.names()), gpus.memory_gb()
+    if asked and count:
+        if asked > count:
+            raise ValueError(f"execution.gpus is {asked}, and this machine gives {count}: ask for fewer, or leave it out")
+        return asked
+    if count and not each_gb and largest:
+        unknown = "nvidia-smi does not say how much memory these GPUs have"
+        print(f"warning: {unknown}: a model is put on one; if that is too small, set execution.gpus", file=sys.stderr)
     needed = gpus.needed(largest, each_gb) if count and each_gb else 1
     if needed > max(1, count):
         raise ValueError(
@@ -54,33 +67,63 @@ def cores() -> int:
 
 
 def work(told: Launch, workers: int) -> None:
-    """Run the launch's workers to their end with progress.
+    """Run the launch's workers to their end with progress, and hold its folder's lease meanwhile: other machines see that it is at work.
 
     On Ctrl-C, a polite kill or a closed terminal they hand back what they build, and SystemExit says how to go on.
     """
     crew = Crew(told, workers)
-    with Watch(told.store(), told.steps()) as watch:
+    with _Asked() as asked, _held(told.folder), Watch(told.store(), told.steps()) as watch:
         try:
-            _interrupt_on_hangup()
-            while crew.working():
+            crew.start()
+            while crew.working() and not asked.to_stop:
                 watch.refresh()
                 threading.Event().wait(POLL_SECONDS)
             watch.refresh()
+        finally:
+            crew.stop()
+        if not asked.to_stop:
             crew.explain()
-        except KeyboardInterrupt:
-            crew.stop()
-            print(f"\nstopped; what is done is kept, and the same command goes on from here:\n  {told.command}")
-            raise SystemExit(INTERRUPTED) from None
-        except BaseException:
-            crew.stop()
-            raise
+    if asked.to_stop:
+        print(f"\nstopped; what is done is kept, and the same command goes on from here:\n  {told.command}")
+        raise SystemExit(INTERRUPTED)
 
 
-def _interrupt_on_hangup() -> None:
-    """Let TERM and HUP do what Ctrl-C does: workers live in sessions of their own and would go on alone. Under nohup, HUP stays ignored."""
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, signal.default_int_handler)
+class _Asked:
+    """Whether this process was told to end by Ctrl-C, TERM or HUP: workers live in sessions of their own and would go on alone.
+
+    A note that somebody looks at, and no exception, which could come between the start of a worker and the moment when we know of it.
+    """
+
+    def __init__(self) -> None:
+        self.to_stop = False
+
+    def __enter__(self) -> Self:
+        self._before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+        for number, handler in self._before.items():
+            if handler is not signal.SIG_IGN:  # as HUP is under nohup
+                signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, _: int, __: FrameType | None) -> None:
+        self.to_stop = True
+
+
+@contextmanager
+def _held(folder: Path) -> Iterator[None]:
+    """The folder's lease, as long as its disk can be written."""
+    lease = None
+    with suppress(OSError):
+        lease = claim(folder)
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            if lease is not None:
+                lease.release()
 
 
 def build_here(store: Store, wanted: Sequence[Spec], how: Execution) -> None:
@@ -116,7 +159,12 @@ class Crew:
         self._told = told
         self._workers = workers
         self._deaths_left = told.max_attempts * len(told.orders)
-        self._processes = {index: self._start(index) for index in range(workers)}
+        self._processes: dict[int, subprocess.Popen[bytes]] = {}
+
+    def start(self) -> None:
+        """Start all workers. Whatever ends this, `stop` ends those that were started."""
+        for index in range(self._workers):
+            self._processes[index] = self._start(index)
 
     def working(self) -> bool:
         """Whether any worker runs."""

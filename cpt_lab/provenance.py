@@ -74,9 +74,11 @@ def gpu_name() -> str:
 
 
 def snapshot(results: Path) -> Path:
-    """A copy of the source below the results, named by its contents: workers run from it, whatever is edited meanwhile."""
+    """A copy of the source below the results, named by its contents and commit: workers run from it, whatever is edited meanwhile."""
     files = _source_files()
-    state = hashlib.sha256()
+    git = git_state()
+    recorded = f"{git['git']}\n{git['git_diff']}\n"
+    state = hashlib.sha256(recorded.encode())  # two commits may have the same source, and results name the commit
     for name, path in files:
         state.update(f"{name}\0{path.stat().st_size}\0".encode() + path.read_bytes())
     target = results / "code" / state.hexdigest()[:16]
@@ -86,9 +88,8 @@ def snapshot(results: Path) -> Path:
     for name, path in files:
         (beside / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, beside / name)
-    state_of_git = git_state()
-    (beside / "GIT").write_text(f"{state_of_git['git']}\n{state_of_git['git_diff']}\n")
-    (beside / "difference.patch").write_text(_git("diff", "HEAD") if state_of_git["git"] else "")
+    (beside / "GIT").write_text(recorded)
+    (beside / "difference.patch").write_text(_git("diff", "HEAD") if git["git"] else "")
     try:
         beside.rename(target)
     except OSError:  # another launch of the same code was first

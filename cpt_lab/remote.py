@@ -53,8 +53,14 @@ def stage(name: str, site: Site, *, packs: int = 1, to_evaluate: int = 1, needs:
     )
 
 
-def gpus_to_evaluate(todo: Plan, site: Site) -> int:
-    """How many GPUs of the site a worker needs to hold the largest model that it scores; ValueError if no node has as many."""
+def gpus_to_evaluate(todo: Plan, site: Site, asked: int | None = None) -> int:
+    """How many GPUs of the site a worker may spread a model over that it scores: as many as asked for, else as hold the largest.
+
+    No fewer than its stages of the site say. ValueError if no node has as many as the model needs.
+    """
+    of_stages = max((resources.gpus or 0 for name, resources in site.stages.items() if name in EVALUATE), default=0)
+    if asked:
+        return max(asked, of_stages)
     largest = max((rates.loaded(step.spec) for step in todo.steps), default=0)
     needed = gpus.needed(largest, site.gpu_memory_gb)
     if site.gpus_per_node and needed > site.gpus_per_node:
@@ -62,7 +68,7 @@ def gpus_to_evaluate(todo: Plan, site: Site) -> int:
             f"a model of {largest / 1e9:.0f} GB needs {needed} GPUs of {site.gpu_memory_gb:g} GB to be scored, and a task of site "
             f"{site.name} has {site.gpus_per_node}: choose a site with larger nodes, or protocol.dtype=bfloat16 if it is float32"
         )
-    return needed
+    return max(needed, of_stages)
 
 
 def devices(site: Site, ranks: int | None) -> dict[str, int]:
@@ -71,11 +77,11 @@ def devices(site: Site, ranks: int | None) -> dict[str, int]:
     return {one.name: one.nodes * (ranks or max(1, one.gpus)) for one in asked}
 
 
-def check(todo: Plan, site: Site) -> None:
+def check(todo: Plan, site: Site, to_evaluate: int) -> None:
     """ValueError if the cluster would refuse a stage of this plan, or keep it waiting for ever; asked before a launch is written."""
-    most, present = gpus_to_evaluate(todo, site), todo.stages()
+    present = todo.stages()
     _check_ranks(todo, site)
-    slurm.check([stage(name, site, to_evaluate=most) for name in STAGES if name in present], site)
+    slurm.check([stage(name, site, to_evaluate=to_evaluate) for name in STAGES if name in present], site)
 
 
 def _check_ranks(todo: Plan, site: Site) -> None:

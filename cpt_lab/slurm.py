@@ -156,6 +156,18 @@ def chunks(packs: int, largest: int) -> list[range]:
     return [range(start, min(start + size, packs)) for start in range(0, packs, size)]
 
 
+def lanes(arrays: int, largest: int, max_parallel: int | None) -> list[int | None]:
+    """How many tasks may run at a time in each lane of a stage: its arrays take turns in the lanes, one after another in each.
+
+    SLURM's limit is of one array, and arrays know nothing of each other: together the lanes run at most `max_parallel` tasks. There are
+    no more of them than that takes, so that none has ended when others have half their work before them. None: no limit.
+    """
+    if max_parallel is None:
+        return [None] * arrays
+    count = min(arrays, -(-max_parallel // max(1, largest)))
+    return [max_parallel // count + (lane < max_parallel % count) for lane in range(count)]
+
+
 # -------------------------------------------------------------------------------------------------------- submission
 
 
@@ -163,14 +175,16 @@ def _submit_stage(launch: Path, stage: Stage, site: Site, largest: int) -> None:
     """Submit what jobs.json does not have yet of a stage, array by array."""
     jobs = read_json(launch / "jobs.json")
     arrays = chunks(stage.packs, largest)
-    after = [job for need in stage.needs for job in jobs[need]["job"].split(",")]
-    # Arrays know nothing of each other: each gets its share of max_parallel.
-    parallel = max(1, site.max_parallel // len(arrays)) if site.max_parallel else None
-    for packs in arrays:
+    shares = lanes(len(arrays), largest, site.max_parallel)
+    needs = [job for need in stage.needs for job in jobs[need]["job"].split(",")]
+    for index, packs in enumerate(arrays):
         entry = jobs.get(stage.name, {"job": "", "tasks": 0, "ids": []})
         if entry["tasks"] >= packs.stop:
             continue
-        ids = _submit_array(launch, stage, packs, batch_parameters(launch, stage, site, after=after, parallel=parallel), site.python)
+        before = entry["job"].split(",")[index - len(shares)] if index >= len(shares) else None
+        after = [*needs, *filter(None, [before])]  # the needs too: who is before may be cancelled at any time
+        parameters = batch_parameters(launch, stage, site, after=after, parallel=shares[index % len(shares)])
+        ids = _submit_array(launch, stage, packs, parameters, site.python)
         job = ",".join(filter(None, [entry["job"], ids[0].split("_")[0]]))
         jobs[stage.name] = {"job": job, "tasks": packs.stop, "ids": [*entry["ids"], *ids]}
         write_atomically(launch / "jobs.json", json.dumps(jobs, indent=1))

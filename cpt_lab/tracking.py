@@ -120,8 +120,8 @@ def reconcile(store: Store, name: str, settings: Tracking) -> Reconciled:
         wanted = runs.everything()
         view.find_all(client)
         closed = len(view.zombies(wanted))
+        view.ensure(client, wanted[0])  # first: the others must hang below it
         wrong = view.differing(wanted)
-        view.ensure(client, wanted[0])
         stamps = {PARENT: runs.look.stamp, **runs.look.stamps}
         for record in wrong:
             view.write(client, record)
@@ -232,17 +232,22 @@ class _View:
     def ensure(self, client: Any, record: Record) -> Any:
         """The record's run, created if there is none; the study's own run must be there before the others."""
         if record.identity not in self._found:
-            tags = dict(self._tags)
-            if PARENT in self._found:
-                tags["mlflow.parentRunId"] = self._found[PARENT].info.run_id
-            self._found[record.identity] = mlflow_side.create_run(client, self._experiment, record, tags=tags)
+            below = self._below(record)
+            self._found[record.identity] = mlflow_side.create_run(client, self._experiment, below, tags=self._tags)
         return self._found[record.identity]
 
     def write(self, client: Any, record: Record) -> bool:
         """Create the run if there is none, and bring it up to the record; whether it was created."""
         is_new = record.identity not in self._found
-        mlflow_side.write_run(client, self.ensure(client, record), record)
+        mlflow_side.write_run(client, self.ensure(client, record), self._below(record))
         return is_new
+
+    def _below(self, record: Record) -> Record:
+        """The record as a child of the study's run, which is another one when somebody has deleted the first."""
+        parent = self._found.get(PARENT)
+        if parent is None or record.identity == PARENT:
+            return record
+        return replace(record, tags={**record.tags, "mlflow.parentRunId": parent.info.run_id})
 
     def write_some(self, client: Any, runs: Runs, identities: Sequence[str]) -> int:
         """Write these runs, their curves and the study's so far, and remember them: a sync of thousands may be killed; how many are new."""
@@ -276,7 +281,7 @@ class _View:
 
     def _was_changed(self, record: Record) -> bool:
         run = self._found.get(record.identity)
-        return run is None or not mlflow_side.shows(run, record)
+        return run is None or not mlflow_side.shows(run, self._below(record))
 
     def retire_all_but(self, client: Any, wanted: set[str]) -> None:
         """Mark the runs of this study that the store no longer stands for."""

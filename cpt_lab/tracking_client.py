@@ -33,7 +33,7 @@ ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",  # it starts threads and calls home, which hangs on nodes without a way out
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",  # the default waits for minutes before it gives up
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
-    "MLFLOW_SQLALCHEMYSTORE_POOLCLASS": "NullPool",  # a kept connection would go on writing to a file that somebody has deleted
+    "MLFLOW_SQLALCHEMYSTORE_POOLCLASS": "QueuePool",  # MLflow opens six sessions for every run
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
 
@@ -52,9 +52,20 @@ def connected(settings: Tracking) -> Iterator[Any]:
         from mlflow.tracking import MlflowClient
 
         try:
-            yield MlflowClient(tracking_uri=settings.address)
+            client = MlflowClient(tracking_uri=settings.address)
+            try:
+                yield client
+            finally:
+                _disconnect(client)
         except (MlflowException, OSError) as error:
             raise TrackingUnavailable(f"{settings.address}: {first_line(error)}") from error
+
+
+def _disconnect(client: Any) -> None:
+    """Close what MLflow has open on an SQLite file: it would go on writing to one that somebody has deleted and made anew."""
+    engine = getattr(client._tracking_client.store, "engine", None)  # a server's store has none
+    if engine is not None:
+        engine.dispose()
 
 
 def is_initialised(settings: Tracking) -> dict[str, str]:

@@ -31,6 +31,9 @@ from cpt_lab.store import State, Status
 SHORTEST_PAUSE, LONGEST_PAUSE = 0.2, 1.6  # seconds between two looks at the store while nothing is ready
 EVERY_STAGE = "all"
 ANSWER_SECONDS = 5.0  # of SLURM's controller, when there are 30 left to hand back what is built
+REQUEUE_SECONDS = 5.0  # between two tries to be queued again
+REQUEUE_ANSWER_SECONDS = 60.0  # of scontrol, which itself waits for SLURM's MessageTimeout
+NEVER = ("presently disabled", "Invalid job id")  # scontrol's words for a job that may not be queued again, or is forgotten
 FAILED, CRASHED, NO_ROOM = 1, 70, 74  # exit codes: some steps; the worker itself (EX_SOFTWARE); the store's disk (EX_IOERR)
 PREEMPTED, STOPPED = 75, 130  # the step in hand was handed back: try again (EX_TEMPFAIL), told to stop
 UNFIT = 76  # this process must not go on, another one can
@@ -253,10 +256,31 @@ def _is_preempted() -> bool:
 
 
 def _requeue() -> None:
-    """Put this task back into SLURM's queue: it goes on where it stopped."""
+    """Put this task back into SLURM's queue: it goes on where it stopped.
+
+    A controller that does not answer is asked again until it does, or until the job's time is over.
+    """
     job = os.environ.get("SLURM_JOB_ID")
-    if job:
-        subprocess.run(["scontrol", "requeue", job], check=False)
+    while job and (reason := _refused_by_controller(job)):
+        print(f"SLURM does not take this job back now ({reason}); it is asked again until the job's time is over", flush=True)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # SLURM would queue a job again that scancel has just ended
+        threading.Event().wait(REQUEUE_SECONDS)
+
+
+def _refused_by_controller(job: str) -> str:
+    """Why SLURM has not queued the job again, though it may do so later; empty if it has, or never will."""
+    try:
+        asked = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, timeout=REQUEUE_ANSWER_SECONDS, check=False)
+    except subprocess.TimeoutExpired:
+        return f"no answer in {REQUEUE_ANSWER_SECONDS:.0f} s"
+    except OSError as error:
+        print(f"this job is not queued again: scontrol cannot be run ({error.strerror})", flush=True)
+        return ""
+    said = " ".join(asked.stderr.split())
+    if asked.returncode and any(reason in said for reason in NEVER):
+        print(f"this job is not queued again: {said}", flush=True)
+        return ""
+    return said or f"scontrol ended with code {asked.returncode}" if asked.returncode else ""
 
 
 def _mirror(told: Launch) -> None:

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from processes import PATIENCE
+from processes import PATIENCE, kill
 
 SMALL = (
     "+experiment=quickstart",
@@ -28,8 +28,21 @@ SMALL = (
 
 def cpt_lab(folder: Path, *words: str) -> str:
     """What `python -m cpt_lab WORDS` prints, with this folder for its results; it must succeed."""
+    return ended(begun(folder, *words))
+
+
+def begun(folder: Path, *words: str) -> subprocess.Popen[str]:
+    """`python -m cpt_lab WORDS`, begun."""
     command = [sys.executable, "-m", "cpt_lab", *words]
     environment = {**os.environ, "CPT_LAB_RESULTS": str(folder)}
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=4 * PATIENCE)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+    return subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def ended(process: subprocess.Popen[str]) -> str:
+    """What it printed until it ended, well; it is killed if it does not end."""
+    try:
+        said, errors = process.communicate(timeout=4 * PATIENCE)
+    finally:
+        kill(process)
+    assert process.returncode == 0, said + errors
+    return said

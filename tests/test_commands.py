@@ -5,9 +5,12 @@ from __future__ import annotations
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
+import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +21,9 @@ import made_up_study as made
 import toys
 from command_line import here
 from compositions import composed
-from cpt_lab import config, launches, report, roster, standing, study
+from cpt_lab import config, launches, lease, report, roster, standing, study
 from cpt_lab.app import HELP, VERBS
-from cpt_lab.commands import cancel, logs, relaunch, wait
+from cpt_lab.commands import cancel, gc, logs, relaunch, wait
 from cpt_lab.commands.words import Words
 from cpt_lab.config import Settings
 from cpt_lab.launch import Launch
@@ -29,7 +32,7 @@ from cpt_lab.specs import key
 from cpt_lab.store import State, Store
 from cpt_lab.study import Study
 from processes import ROOT, TESTS, kill, start, wait_for
-from spec_cases import INST, MATH
+from spec_cases import INST, MATH, TEXT
 
 FRACTIONS = (0.25, 0.5)
 
@@ -44,12 +47,12 @@ def told(tmp_path: Path) -> Launch:
     """A launch of two points; its study is saved."""
     made_launch = toys.told(tmp_path / "results", [MATH, INST])
     store = made_launch.store()
-    study.save(store, Study(name="toys", command="python -m cpt_lab +experiment=toys", points=_points()))
+    study.save(store, Study(name="toys", command="python -m cpt_lab +experiment=toys", points=_points(MATH, INST)))
     return made_launch
 
 
-def _points() -> Any:
-    return tuple(study.Point(name=f"point {index}", varies={}, config={}, spec=spec) for index, spec in enumerate((MATH, INST)))
+def _points(*specs: Any) -> Any:
+    return tuple(study.Point(name=f"point {index}", varies={}, config={}, spec=spec) for index, spec in enumerate(specs))
 
 
 def words(store: Store, *names: str, flags: tuple[str, ...] = ()) -> Words:
@@ -334,6 +337,77 @@ def test_jobs_that_slurm_still_has_are_cancelled(told: Launch, monkeypatch: pyte
     assert cancelled == ["7_1"]
 
 
+def working_on(folder: Path, host: str) -> None:
+    """The folder's lease, held by a process of another machine."""
+    owner = lease.Owner(id="theirs", host=host, namespace="pid:[1]", pid=77, started="1", slurm_job="")
+    (folder / "lease.json").write_text(json.dumps(asdict(owner)))
+
+
+def test_what_a_launch_on_another_machine_has_queued_is_left_to_it_and_cancel_says_where_it_is(
+    told: Launch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = told.store()
+    working_on(told.folder, "their-laptop")
+    assert cancel.run(words(store, "toys")) == 1
+    assert f"may still be at work: launch {told.id}, by process 77 on their-laptop: run the same command there" in capsys.readouterr().out
+    assert [store.status(spec).state for spec in (MATH, INST)] == [State.QUEUED, State.QUEUED]
+    (told.folder / "lease.json").unlink()
+    assert cancel.run(words(store, "toys")) == 0
+    assert [store.status(spec).state for spec in (MATH, INST)] == [State.CANCELLED, State.CANCELLED]
+
+
+def test_workers_that_outlived_their_launch_on_another_machine_keep_what_it_queued(
+    told: Launch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = told.store()
+    store.mark(MATH, State.RUNNING)
+    working_on(store.folder(MATH), "their-laptop")
+    assert cancel.run(words(store, "toys")) == 1
+    assert f"process 77 on their-laptop, at {MATH.FOLDER}/{key(MATH)}: run the same command there" in capsys.readouterr().out
+    assert store.status(INST).state is State.QUEUED
+
+
+def test_workers_of_this_machine_are_told_to_end_though_slurm_does_not_answer(
+    told: Launch, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = told.store()
+    submitted = toys.prepared(store, toys.planned(store, [TEXT]), where="slurm")
+    (submitted.folder / "jobs.json").write_text(json.dumps({"data": {"job": "7", "tasks": 1, "ids": ["7"]}}))
+    study.save(store, Study(name="toys", points=_points(MATH, INST, TEXT)))
+    worker = subprocess.Popen(["sleep", "3600"])
+    monkeypatch.setattr(launches.Found, "workers_here", lambda launch: [worker.pid] if launch.id == told.id else [])
+
+    def unanswered(_: object) -> dict[str, str]:
+        raise ValueError("squeue failed (Unable to contact slurm controller)")
+
+    monkeypatch.setattr("cpt_lab.slurm.job_states", unanswered)
+    try:
+        assert cancel.run(words(store, "toys")) == 1
+        assert worker.wait(timeout=60) == -signal.SIGTERM
+    finally:
+        worker.kill()
+        worker.wait()
+    said = capsys.readouterr().out
+    assert "0 jobs and 1 workers told to end, 2 waiting steps cancelled" in said
+    assert f"may still be at work: jobs of launch {submitted.id}: squeue failed (Unable to contact slurm controller)" in said
+    assert [store.status(spec).state for spec in (MATH, INST, TEXT)] == [State.CANCELLED, State.CANCELLED, State.QUEUED]
+
+
+def test_gc_keeps_a_launch_that_is_at_work_on_another_machine(told: Launch) -> None:
+    store = told.store()
+    newest = toys.prepared(store, toys.planned(store, [TEXT])).folder  # which is kept in any case
+    newest.rename(newest.with_name("99991231-235959-newest"))
+    long_ago = time.time() - 2 * gc.SETTLED_SECONDS
+    for at_work in (True, False):
+        (told.folder / "lease.json").unlink(missing_ok=True)
+        if at_work:
+            working_on(told.folder, "their-laptop")
+        os.utime(told.folder, (long_ago, long_ago))
+        found = next(launch for launch in launches.of_study(store, "toys") if launch.id == told.id)
+        assert (found.elsewhere() is not None) == at_work
+        assert (told.folder in {waste.path for waste in gc.waste(store)}) == (not at_work)
+
+
 def test_wait_returns_at_once_when_all_is_done(made_up: tuple[Store, Study], capsys: pytest.CaptureFixture[str]) -> None:
     store, asked = made_up
     made.finish(store, asked)
@@ -383,3 +457,21 @@ def test_wait_goes_on_while_slurm_has_jobs_and_while_it_cannot_be_asked(told: La
         monkeypatch.setattr(wait, name, 0.0)
     assert wait.run(words(told.store(), "toys")) == 1
     assert len(asked) == 4
+
+
+def test_wait_goes_on_while_a_launch_on_another_machine_is_at_work(told: Launch, monkeypatch: pytest.MonkeyPatch) -> None:
+    working_on(told.folder, "their-laptop")
+    looks: list[int] = []
+
+    def look(store: Store, named: roster.Roster) -> standing.Standing:
+        looks.append(len(looks))
+        if len(looks) == 3:
+            (told.folder / "lease.json").unlink()
+        return seen(store, named)
+
+    seen = standing.look
+    monkeypatch.setattr(standing, "look", look)
+    for name in ("LOOK_SECONDS", "JOBS_SECONDS"):
+        monkeypatch.setattr(wait, name, 0.0)
+    assert wait.run(words(told.store(), "toys")) == 1
+    assert len(looks) == 3

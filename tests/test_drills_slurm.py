@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -201,22 +201,49 @@ def test_a_node_that_goes_down(drill: Drill, mlflow: Tracking) -> None:
     check_mlflow(drill.root, mlflow)
 
 
-def test_a_controller_that_goes_and_comes_back_in_mid_sweep(drill: Drill, cluster: Path, mlflow: Tracking) -> None:
+@contextmanager
+def no_controller(cluster: Path) -> Iterator[None]:
+    """SLURM's controller is away."""
     pid = int((cluster / "run" / "slurmctld.pid").read_text())
     os.kill(pid, signal.SIGTERM)  # not SIGKILL: in the first seconds it would forget that it had started these jobs
     wait_for(lambda: not Path(f"/proc/{pid}").exists(), what="the controller's end")
-    wait_for_the_others(drill)
-    with pytest.raises(ValueError, match="squeue"):
-        drill.states()
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}  # a pipe would stay open in the daemon
-    subprocess.run(["slurmctld", "-f", str(cluster / "slurm.conf")], check=True, timeout=PATIENCE, **quiet)
-    wait_for(
-        lambda: "UP" in subprocess.run(["scontrol", "ping"], capture_output=True, text=True, check=False).stdout, what="the controller"
-    )
+    try:
+        yield
+    finally:
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}  # a pipe would stay open in the daemon
+        subprocess.run(["slurmctld", "-f", str(cluster / "slurm.conf")], check=True, timeout=PATIENCE, **quiet)
+        wait_for(
+            lambda: "UP" in subprocess.run(["scontrol", "ping"], capture_output=True, text=True, check=False).stdout, what="the controller"
+        )
+
+
+def test_a_controller_that_goes_and_comes_back_in_mid_sweep(drill: Drill, cluster: Path, mlflow: Tracking) -> None:
+    with no_controller(cluster):
+        wait_for_the_others(drill)
+        with pytest.raises(ValueError, match="squeue"):
+            drill.states()
     drill.open()
     assert drill.wait_for_end() == ["COMPLETED", "COMPLETED"]
     check_once(drill.root)
     check_mlflow(drill.root, mlflow)
+
+
+def test_a_worker_that_is_preempted_while_the_controller_is_away_is_queued_again_when_it_is_back(
+    root: Path, cluster: Path, mlflow: Tracking
+) -> None:
+    drill = submit(told(root), packs=1)  # a second worker would go on with what the first hands back
+    drill.wait_until_reached()
+    logs = drill.told.folder / "logs" / "all"
+    with no_controller(cluster):
+        os.kill(victims_process(drill.root), signal.SIGUSR2)
+        wait_for(
+            lambda: any("does not take this job back now" in log.read_text() for log in logs.glob("*_log.out")), what="the first refusal"
+        )
+        assert drill.store.status(VICTIM).state is State.PREEMPTED
+    drill.open()
+    assert drill.wait_for_end() == ["COMPLETED"]
+    check_once(root, again=[VICTIM])
+    check_mlflow(root, mlflow)
 
 
 @pytest.mark.parametrize(("number", "end"), [("USR2", "COMPLETED"), ("TERM", "FAILED")])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -31,7 +32,7 @@ def test_a_model_that_fits_several_gpus_only_is_spread() -> None:
 
 
 def test_a_model_that_fits_nowhere_is_refused_with_what_there_is() -> None:
-    with pytest.raises(ValueError, match=r"take 65.0 GB and the 1 GPUs here have 80.0 GB free.*give the job more GPUs"):
+    with pytest.raises(ValueError, match=r"take 65.0 GB and the 1 GPUs of this worker have 80.0 GB free.*more GPUs with execution.gpus"):
         must_spread(65 * GB, [80 * GB])
 
 
@@ -62,22 +63,43 @@ def test_a_spread_model_is_edited_in_place_and_scored_by_the_harness_s_own_side(
     assert torch.equal(next(iter(live.model.parameters())), next(iter(tiny_model(tiny_shape(), seed=0).parameters())))
 
 
+SPEC = HubCheckpoint(id="a/model", revision="1", shape=tiny_shape())
+SIZE = SPEC.shape.parameters * 4
+
+
+def faked_gpus(patch: pytest.MonkeyPatch, free: list[int]) -> dict[str, Any]:
+    """As many GPUs with so much free memory, and what is then asked of them when a model is loaded."""
+    from transformers import AutoModelForCausalLM
+
+    model, asked = tiny_model(tiny_shape(), seed=0), dict[str, Any]()
+    patch.setattr(torch.cuda, "is_available", lambda: True)
+    patch.setattr(torch.cuda, "device_count", lambda: len(free))
+    patch.setattr(torch.cuda, "mem_get_info", lambda index: (free[index], 80 * GB))
+    patch.setattr(AutoModelForCausalLM, "from_pretrained", lambda *_, **how: asked.update(how) or model)
+    patch.setattr(type(model), "to", lambda here, device: asked.update(device=device) or here)
+    return asked
+
+
+@pytest.mark.parametrize("seen", [2, 3, 8])
+def test_a_model_is_spread_over_no_more_gpus_than_its_worker_is_meant_to_have(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seen: int
+) -> None:
+    half = int(SIZE / FOR_WEIGHTS / 2) + 1
+    asked = faked_gpus(monkeypatch, [half] * seen)
+    load_model(tmp_path, SPEC, "float32", Execution(gpus=2))
+    assert asked["max_memory"] == dict.fromkeys(range(2), int(FOR_WEIGHTS * half))
+    with pytest.raises(ValueError, match=r"the 1 GPUs of this worker have .*more GPUs with execution\.gpus"):
+        load_model(tmp_path, SPEC, "float32", Execution(gpus=1))
+
+
 @pytest.mark.parametrize(("free", "spread"), [([80 * GB], False), ([80 * GB] * 4, False), ([1000] * 4, True), ([10**5, 10**5], True)])
 def test_a_worker_puts_a_model_on_its_one_gpu_if_it_fits_and_else_over_all_it_was_given(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: list[int], spread: bool
 ) -> None:
-    from transformers import AutoModelForCausalLM
-
-    model, asked = tiny_model(tiny_shape(), seed=0), {}
-    size = tiny_shape().parameters * 4
+    size = SIZE
     free = [memory if memory > size else int(size / FOR_WEIGHTS / len(free)) + 1 for memory in free]  # they just hold it together
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: len(free))
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda index: (free[index], 80 * GB))
-    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", lambda *_, **how: asked.update(how) or model)
-    monkeypatch.setattr(type(model), "to", lambda here, device: asked.update(device=device) or here)
-    spec = HubCheckpoint(id="a/model", revision="1", shape=tiny_shape())
-    assert load_model(tmp_path, spec, "float32", Execution(gpus=len(free))) is model
+    asked = faked_gpus(monkeypatch, free)
+    load_model(tmp_path, SPEC, "float32", Execution(gpus=len(free)))
     if spread:
         assert asked["device_map"] == "auto"
         assert asked["max_memory"] == {index: int(FOR_WEIGHTS * memory) for index, memory in enumerate(free)}

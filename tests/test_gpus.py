@@ -82,6 +82,31 @@ def test_a_local_worker_gets_as_many_gpus_as_hold_the_largest_model_with_a_quart
 
 
 @pytest.mark.usefixtures("four")
+def test_who_knows_better_says_how_many_gpus_a_worker_may_use(tmp_path: Path) -> None:
+    todo = toys.planned(Store(tmp_path), [scored(35)])
+    assert [local.gpus_to_evaluate(todo, asked) for asked in (None, 1, 4)] == [2, 1, 4]
+    with pytest.raises(ValueError, match=r"execution.gpus is 5, and this machine gives 4: ask for fewer"):
+        local.gpus_to_evaluate(todo, 5)
+
+
+@pytest.mark.parametrize("said", ["[N/A]", "[Insufficient Permissions]", "[Not Supported]"])
+def test_gpus_whose_memory_nobody_tells_are_used_and_the_setting_for_large_models_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], said: str
+) -> None:
+    machine(tmp_path, monkeypatch, f"81920\n{said}")
+    todo = toys.planned(Store(tmp_path), [scored(35)])
+    assert (gpus.names(), gpus.memory_gb(), local.gpus_to_evaluate(todo)) == (["0", "1"], 0, 1)
+    assert capsys.readouterr().err.strip().endswith("a model is put on one; if that is too small, set execution.gpus")
+    assert (local.gpus_to_evaluate(todo, 2), capsys.readouterr().err) == (2, "")
+
+
+@pytest.mark.usefixtures("four")
+def test_a_part_of_a_gpu_is_not_taken_for_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(gpus.VISIBLE, "MIG-1a,MIG-2b")
+    assert (gpus.names(), gpus.memory_gb()) == (["MIG-1a", "MIG-2b"], 0)
+
+
+@pytest.mark.usefixtures("four")
 def test_a_model_that_this_machine_cannot_hold_is_refused_before_anything_runs(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"1000 GB needs 15 GPUs of 80 GB to be scored, and this machine gives 4: use a larger one, or"):
         local.gpus_to_evaluate(toys.planned(Store(tmp_path), [scored(500)]))
@@ -99,5 +124,5 @@ def test_a_worker_process_of_a_crew_has_the_gpus_of_its_launch(tmp_path: Path, m
     sharing = {index: gpus.of_worker(index, 2) for index in range(2)}
     monkeypatch.setattr(gpus, "of_worker", lambda index, each, **_: sharing[index] if each == 2 else {})
     monkeypatch.setattr(local.subprocess, "Popen", Worker)
-    local.Crew(told, 2)
+    local.Crew(told, 2).start()
     assert seen == ["0,1", "2,3"]

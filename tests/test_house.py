@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from functools import cache
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -166,6 +169,25 @@ def test_no_file_of_the_launchers_is_longer_than_four_hundred_lines() -> None:
     long = {name(path): count for path in files if (count := len(path.read_text().splitlines())) > LONGEST_LAUNCHER}
     assert files
     assert long == {}
+
+
+@pytest.mark.parametrize("folder", ["cpt_lab", "launchers", "analysis", "tests"])
+def test_every_package_that_is_imported_is_declared(folder: str) -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    more = [*extras["olmes"], *(extras["dev"] if folder in ("analysis", "tests") else ())]
+    declared = {_distribution(asked) for asked in (*project["dependencies"], *more)}
+    ours = {*sys.stdlib_module_names, "cpt_lab", "analysis", "hydra_plugins", *(path.stem for path in (ROOT / "tests").glob("*.py"))}
+    used = {module.split(".")[0] for path in (ROOT / folder).rglob("*.py") for module, _ in imports(path)}
+    known = packages_distributions()
+    assert {module for module in used - ours if declared.isdisjoint(map(_distribution, known.get(module, ())))} == set()
+
+
+def _distribution(asked: str) -> str:
+    """The name in a requirement, as package indexes compare them."""
+    found = re.match(r"[A-Za-z0-9._-]+", asked)
+    assert found is not None
+    return re.sub(r"[-_.]+", "-", found.group()).lower()
 
 
 def test_there_is_no_utils() -> None:

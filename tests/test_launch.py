@@ -137,6 +137,24 @@ def test_the_same_code_is_kept_once_and_another_code_beside_it(root: Path, tmp_p
     assert ((first / "cpt_lab" / "one.py").read_text(), (second / "cpt_lab" / "one.py").read_text()) == ("1", "2")
 
 
+def test_the_same_source_of_another_commit_is_kept_under_that_commit(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = tmp_path / "checkout"
+    (source / "cpt_lab").mkdir(parents=True)
+    (source / "launchers").mkdir()
+    (source / "cpt_lab" / "one.py").write_text("1")
+    monkeypatch.setattr(provenance, "source_root", lambda: source)
+    kept = {}
+    for commit, difference in (("a1", ""), ("b2", ""), ("b2", "c3")):
+        monkeypatch.setattr(provenance, "git_state", lambda state=(commit, difference): {"git": state[0], "git_diff": state[1]})
+        kept[provenance.snapshot(root)] = (commit, difference)
+        assert provenance.snapshot(root) in kept
+    assert {(folder / "GIT").read_text(): (folder / "cpt_lab" / "one.py").read_text() for folder in kept} == {
+        "a1\n\n": "1",
+        "b2\n\n": "1",
+        "b2\nc3\n": "1",
+    }
+
+
 # ------------------------------------------------------------------------------------------------------------------ study
 
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import toys
 from cpt_lab import local
 from cpt_lab.launch import Launch
+from cpt_lab.lease import holder
 from cpt_lab.specs import key
 from cpt_lab.store import State
 from processes import kill, wait_for
@@ -33,10 +36,77 @@ def told(tmp_path: Path) -> Launch:
     return toys.told(tmp_path / "results", [MATH, INST])
 
 
-def start(told: Launch) -> subprocess.Popen[str]:
+def start(told: Launch, code: str = WORK, *words: str) -> subprocess.Popen[str]:
     place = {**os.environ, "PYTHONPATH": f"{toys.customized(told)}:{toys.TESTS.parent}"}
-    command = [sys.executable, "-c", WORK, str(told.folder)]
+    command = [sys.executable, "-c", code, str(told.folder), *words]
     return subprocess.Popen(command, env=place, stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.PIPE, text=True)
+
+
+# Between the start of the first worker and that of the second this process gets a signal.
+STOPPED_WHILE_STARTING = """
+import os, subprocess, sys
+from pathlib import Path
+from cpt_lab import local
+begin = subprocess.Popen
+def popen(*words, **how):
+    process = begin(*words, **how)
+    print(process.pid, flush=True)
+    os.kill(os.getpid(), int(sys.argv[2]))
+    return process
+local.subprocess.Popen = popen
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_launch_that_is_told_to_end_while_it_starts_workers_leaves_none_behind(told: Launch, number: int) -> None:
+    toys.write_script(told.results, {key(MATH): "hang", key(INST): "hang"})
+    launched = start(told, STOPPED_WHILE_STARTING + WORK, str(int(number)))
+    try:
+        said, _ = launched.communicate(timeout=60)
+    finally:
+        kill(launched)
+    started = [int(line) for line in said.splitlines() if line.isdecimal()]
+    left = [pid for pid in started if Path(f"/proc/{pid}").exists()]
+    for pid in left:
+        os.kill(pid, signal.SIGKILL)
+    assert (bool(started), left) == (True, [])
+    assert launched.returncode == local.INTERRUPTED
+    assert State.RUNNING not in [told.store().status(spec).state for spec in (MATH, INST)]
+
+
+@pytest.mark.slow
+def test_a_worker_that_cannot_be_started_takes_those_before_it_along(told: Launch, monkeypatch: pytest.MonkeyPatch) -> None:
+    toys.write_script(told.results, {key(MATH): "hang", key(INST): "hang"})
+    monkeypatch.setenv("PYTHONPATH", str(toys.customized(told)))
+    begin, started = subprocess.Popen, []
+
+    def popen(*words: Any, **how: Any) -> subprocess.Popen[bytes]:
+        if started:
+            raise OSError(errno.EAGAIN, "Resource temporarily unavailable")
+        started.append(begin(*words, **how))
+        return started[0]
+
+    monkeypatch.setattr(local.subprocess, "Popen", popen)
+    with pytest.raises(OSError, match="temporarily unavailable"):
+        local.work(told, 2)
+    assert started[0].poll() is not None
+
+
+@pytest.mark.slow
+def test_other_machines_see_a_launch_at_work_until_it_has_ended(told: Launch) -> None:
+    toys.write_script(told.results, {key(MATH): "hang"})
+    launched = start(told)
+    try:
+        wait_for(lambda: (told.store().folder(MATH) / "hanging").exists(), what="the build")
+        owner = holder(told.folder)
+        assert owner is not None
+        assert owner.pid == launched.pid
+        launched.send_signal(signal.SIGTERM)
+        launched.communicate(timeout=60)
+    finally:
+        kill(launched)
+    assert not (told.folder / "lease.json").exists()
 
 
 def wait_for_both(told: Launch) -> None:

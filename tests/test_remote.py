@@ -87,6 +87,13 @@ def test_a_training_run_has_all_gpus_of_its_nodes_or_the_processes_it_is_told(
     assert remote.devices(site, ranks) == {"cpt": devices, "pretrain": ranks or 1}
 
 
+def test_as_many_gpus_as_are_asked_for_or_as_the_stages_of_the_site_have_hold_a_model(tmp_path: Path) -> None:
+    todo = toys.planned(Store(tmp_path), [scored(35)])
+    large = Site.model_validate({**BIG.model_dump(), "stages": {"evaluate": {"gpus": 4}, "cpt": {"gpus": 8}}})
+    assert [remote.gpus_to_evaluate(todo, BIG, asked) for asked in (None, 1, 3)] == [2, 1, 3]
+    assert [remote.gpus_to_evaluate(todo, large, asked) for asked in (None, 1, 6)] == [4, 4, 6]
+
+
 def test_a_model_that_no_node_can_hold_is_refused(tmp_path: Path) -> None:
     todo = toys.planned(Store(tmp_path), [scored(500)])
     with pytest.raises(ValueError, match=r"1000 GB needs 15 GPUs of 80 GB to be scored, and a task of site big has 8"):

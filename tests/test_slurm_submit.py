@@ -13,8 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from cpt_lab import slurm
 from cpt_lab.site import Site
-from cpt_lab.slurm import ENDED, Stage, batch_parameters, cancel, chunks, job_states, submit, task_command
+from cpt_lab.slurm import ENDED, Stage, batch_parameters, cancel, chunks, job_states, lanes, submit, task_command
 from devcluster_fixture import running_devcluster
 from processes import PATIENCE, wait_for
 
@@ -79,6 +80,45 @@ def test_chunks_hold_every_pack_once_in_order_and_none_is_empty_or_too_large(pac
     arrays = chunks(packs, largest)
     assert [pack for array in arrays for pack in array] == list(range(packs))
     assert all(1 <= len(array) <= max(1, largest) for array in arrays)
+
+
+@given(arrays=st.integers(1, 40), largest=st.integers(1, 1001), most=st.integers(1, 5000))
+def test_the_lanes_of_a_stage_run_no_more_tasks_at_a_time_than_the_limit_and_as_many_as_arrays_can(
+    arrays: int, largest: int, most: int
+) -> None:
+    shares = lanes(arrays, largest, most)
+    assert 1 <= len(shares) <= arrays
+    assert all(share is not None and share >= 1 for share in shares)
+    assert sum(filter(None, shares)) == most
+    assert len(shares) == arrays or max(filter(None, shares)) <= largest
+    assert lanes(arrays, largest, None) == [None] * arrays
+
+
+@pytest.mark.parametrize(
+    ("most", "planned"),
+    [
+        (1, [(["1"], 1), (["1", "2"], 1), (["1", "3"], 1), (["1", "4"], 1)]),
+        (3, [(["1"], 3), (["1", "2"], 3), (["1", "3"], 3), (["1", "4"], 3)]),
+        (7, [(["1"], 4), (["1"], 3), (["1", "2"], 4), (["1", "3"], 3)]),
+        (None, [(["1"], None)] * 4),
+    ],
+)
+def test_arrays_of_one_stage_take_turns_so_that_together_they_keep_the_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: int | None, planned: list[tuple[list[str], int | None]]
+) -> None:
+    asked: list[tuple[list[str], int | None]] = []
+
+    def parameters(*_: object, after: list[str], parallel: int | None) -> dict[str, Any]:
+        asked.append((after, parallel))
+        return {}
+
+    monkeypatch.setattr(slurm, "check", lambda *_: None)
+    monkeypatch.setattr(slurm, "_max_array_size", lambda: MAX_ARRAY_SIZE)
+    monkeypatch.setattr(slurm, "batch_parameters", parameters)
+    monkeypatch.setattr(slurm, "_submit_array", lambda *_: [str(len(asked))])
+    stages = [Stage("first", packs=1, minutes=5), Stage("rank", packs=3 * MAX_ARRAY_SIZE + 1, minutes=5, needs=("first",))]
+    submit(tmp_path, stages, DEV.model_copy(update={"max_parallel": most}))
+    assert asked[1:] == planned
 
 
 def test_a_task_is_the_worker_of_its_launch_stage_and_pack() -> None:
@@ -298,6 +338,19 @@ class TestOnARealCluster:
         ids = json.loads((launch / "jobs.json").read_text())["rank"]["ids"]
         assert [states[task] for task in ids] == ["COMPLETED"] * packs
         assert set(said(launch, "after-0")["before"]) >= {f"rank-{pack}.json" for pack in range(packs)}
+
+    def test_no_more_tasks_run_at_a_time_than_the_site_wants_though_they_are_of_several_arrays(self, tmp_path: Path) -> None:
+        launch = make_launch(tmp_path)
+        packs = MAX_ARRAY_SIZE + 2
+        jobs = submit(launch, [Stage("held", packs=packs, minutes=5)], DEV.model_copy(update={"max_parallel": 1}))
+        first = json.loads((launch / "jobs.json").read_text())["held"]["ids"][0]
+        wait_for(lambda: job_states(jobs.values()).get(first) == "RUNNING", what="the start of the first task")
+        states = list(job_states(jobs.values()).values())
+        assert (states.count("RUNNING"), states.count("PENDING")) == (1, packs - 1)
+        (launch / "go").touch()
+        assert set(wait_for_jobs(jobs).values()) == {"COMPLETED"}
+        ended = [{name for name in said(launch, f"held-{pack}")["before"] if name.startswith("held")} for pack in range(packs)]
+        assert sorted(map(len, ended)) == list(range(packs))  # each began when those before it had ended
 
     def test_usr2_reaches_the_worker_before_the_time_limit(self, tmp_path: Path) -> None:
         launch = make_launch(tmp_path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sqlite3
 import subprocess
@@ -277,6 +278,13 @@ def disk_full(*_: object) -> None:
     raise OSError(28, "No space left on device")
 
 
+def test_a_sync_leaves_no_connection_to_the_database_open(made_up: tuple[Store, Study, Tracking]) -> None:
+    store, study, settings = made_up
+    sync(store, study.name, settings)
+    opened = {os.readlink(file) for file in Path("/proc/self/fd").iterdir() if file.is_symlink()}
+    assert str(settings.database) not in opened
+
+
 def test_a_database_that_somebody_deleted_is_made_and_filled_again(made_up: tuple[Store, Study, Tracking]) -> None:
     store, study, settings = made_up
     sync(store, study.name, settings)
@@ -375,25 +383,59 @@ def test_runs_left_open_by_a_killed_job_are_closed_and_changed_ones_mended(made_
     assert reconcile(store, study.name, settings) == tracking.Reconciled(ALL, 0, 0)
 
 
-def test_a_run_that_somebody_deleted_is_written_again(made_up: tuple[Store, Study, Tracking]) -> None:
-    store, study, settings = made_up
-    sync(store, study.name, settings)
+def delete(settings: Tracking, study: Study, begins: str) -> None:
+    """Somebody deletes, in MLflow's UI, the study's first run whose identity begins so."""
     with tracking_client.connected(settings) as client:
         experiment = client.get_experiment_by_name(settings.experiment).experiment_id
         found = tracking_client.find_runs(client, experiment, {"cpt.study": study.name})
-        client.delete_run(next(run for identity, run in found.items() if identity.startswith("point")).info.run_id)
+        client.delete_run(next(run for identity, run in found.items() if identity.startswith(begins)).info.run_id)
+
+
+def parents(settings: Tracking) -> set[object]:
+    """The runs that active runs hang below."""
+    wanted = "select tags.value from tags join runs using (run_uuid) where tags.key = 'mlflow.parentRunId' and lifecycle_stage = 'active'"
+    return {parent for (parent,) in query(settings, wanted)}
+
+
+def parent(settings: Tracking) -> object:
+    """The study's own run."""
+    ((run,),) = query(
+        settings,
+        "select run_uuid from tags join runs using (run_uuid) where key = 'kind' and value = 'study' and lifecycle_stage = 'active'",
+    )
+    return run
+
+
+def test_a_run_that_somebody_deleted_is_written_again(made_up: tuple[Store, Study, Tracking]) -> None:
+    store, study, settings = made_up
+    sync(store, study.name, settings)
+    delete(settings, study, "point")
     assert reconcile(store, study.name, settings).mended == 1
     rows = query(settings, "select count(*) from runs where experiment_id != 0 and lifecycle_stage = 'active'")
     assert rows == [(ALL,)]
 
 
-def test_the_studys_own_run_that_somebody_deleted_gets_its_plan_again(made_up: tuple[Store, Study, Tracking]) -> None:
+def test_the_studys_own_run_that_somebody_deleted_gets_its_plan_and_its_children_again(made_up: tuple[Store, Study, Tracking]) -> None:
     store, study, settings = made_up
     sync(store, study.name, settings)
+    delete(settings, study, "study")
+    assert reconcile(store, study.name, settings).mended == ALL
+    assert parents(settings) == {parent(settings)}
     with tracking_client.connected(settings) as client:
-        experiment = client.get_experiment_by_name(settings.experiment).experiment_id
-        found = tracking_client.find_runs(client, experiment, {"cpt.study": study.name})
-        client.delete_run(found["study"].info.run_id)
-        assert reconcile(store, study.name, settings).mended == 1
-        (anew,) = tracking_client.find_runs(client, experiment, {"cpt.study": study.name}, ["study"]).values()
-        assert [file.path for file in client.list_artifacts(anew.info.run_id)] == ["plan.csv"]
+        assert [file.path for file in client.list_artifacts(parent(settings))] == ["plan.csv"]
+    assert reconcile(store, study.name, settings) == tracking.Reconciled(ALL, 0, 0)
+
+
+def test_children_of_a_study_run_that_somebody_deleted_hang_below_the_new_one_after_the_next_sync(
+    made_up: tuple[Store, Study, Tracking],
+) -> None:
+    store, study, settings = made_up
+    sync(store, study.name, settings)
+    before = parent(settings)
+    assert parents(settings) == {before}
+    delete(settings, study, "study")
+    store.mark(next(iter(resolved(store, study.points).values())), State.FAILED, "too large")  # something new to write
+    sync(store, study.name, settings)
+    assert parents(settings) == {parent(settings)} != {before}
+    rows = query(settings, "select count(*) from runs where experiment_id != 0 and lifecycle_stage = 'active'")
+    assert rows == [(ALL,)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import stat
 import subprocess
@@ -23,7 +24,7 @@ from cpt_lab.specs import Evaluation, Patched, Spec, key
 from cpt_lab.store import State, Store
 from cpt_lab.worker import FAILED, NO_ROOM, PREEMPTED, STOPPED
 from long_tables import rest_slow
-from processes import wait_for
+from processes import hear, kill, start, wait_for
 from spec_cases import BASE, DELTA_NORM, HUB_TOKENIZER, INST, MATH, PROTOCOL, RANDOM, SPECTRA, TEXT, TOKENS, TUNED, rewound, rewound_heads
 
 LONG = 60.0
@@ -258,6 +259,82 @@ def test_a_preempted_job_is_put_back_into_the_queue_and_a_cancelled_one_is_not(
     assert (tmp_path / "asked").read_text().splitlines() == asked
     status = launch.store().status(MATH)
     assert (status.job, status.state) == ("77", State.PREEMPTED if code == PREEMPTED else State.CANCELLED)
+
+
+def scontrol(folder: Path, *answers: str) -> dict[str, str]:
+    """The environment of job 77, where scontrol says one thing after another, `ok` for success, the last for ever."""
+    lines = "\n".join(f"{turn}{'' if turn < len(answers) else '|*'}) say='{said}' ;;" for turn, said in enumerate(answers, start=1))
+    tool = folder / "bin" / "scontrol"
+    tool.parent.mkdir()
+    tool.write_text(f"""#!/bin/sh
+echo "$@" >> {folder}/asked
+case $(wc -l < {folder}/asked) in
+{lines}
+esac
+[ "$say" = ok ] && exit 0
+echo "$say" >&2; exit 1
+""")
+    tool.chmod(tool.stat().st_mode | stat.S_IXUSR)
+    return {"SLURM_JOB_ID": "77", "PATH": f"{tool.parent}:{os.environ['PATH']}"}
+
+
+def test_the_exit_codes_that_are_documented_are_those_there_are() -> None:
+    text = (toys.TESTS.parent / "docs" / "slurm.md").read_text()
+    documented = {int(code) for code in re.findall(r"^\| (\d+) \|", text, re.MULTILINE)}
+    assert documented == {*worker.ENDINGS, worker.UNFIT}
+
+
+DOWN = "Unable to contact slurm controller (connect failure) for job 77"
+
+
+@pytest.mark.parametrize(
+    ("answers", "times"),
+    [
+        (("ok",), 1),
+        ((DOWN, DOWN, "ok"), 3),
+        ((DOWN, "Requested operation is presently disabled for job 77"), 2),
+        (("Invalid job id specified for job 77",), 1),
+    ],
+)
+def test_a_controller_that_does_not_answer_is_asked_again_to_queue_the_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answers: tuple[str, ...], times: int
+) -> None:
+    for name, value in scontrol(tmp_path, *answers).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(worker, "REQUEUE_SECONDS", 0.0)
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        worker._requeue()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert (tmp_path / "asked").read_text().splitlines() == ["requeue 77"] * times
+
+
+REQUEUE = """
+import signal
+from cpt_lab import worker
+signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as a worker does that was told to end
+worker.REQUEUE_SECONDS = 3600.0
+worker._requeue()
+"""
+
+
+def test_a_job_that_is_cancelled_while_nobody_takes_it_back_ends_and_is_not_queued_again(tmp_path: Path) -> None:
+    process = start(REQUEUE, environment=scontrol(tmp_path, DOWN, "ok"))
+    try:
+        assert hear(process) == f"SLURM does not take this job back now ({DOWN}); it is asked again until the job's time is over"
+        wait_for(lambda: _catches_term(process.pid), what="the end of its deafness")
+        process.terminate()
+        assert process.wait(timeout=LONG) == -signal.SIGTERM
+    finally:
+        kill(process)
+    assert (tmp_path / "asked").read_text().splitlines() == ["requeue 77"]
+
+
+def _catches_term(process: int) -> bool:
+    """Whether TERM is not ignored, as the kernel says."""
+    ignored = next(line for line in Path(f"/proc/{process}/status").read_text().splitlines() if line.startswith("SigIgn:"))
+    return not int(ignored.split()[1], 16) >> (signal.SIGTERM - 1) & 1
 
 
 @pytest.mark.parametrize(("state", "asked"), [(State.PREEMPTED, ["requeue"]), (State.CANCELLED, ["mirror"])])

@@ -157,7 +157,9 @@ def crew(told: Launch, patch: pytest.MonkeyPatch, count: int = 2) -> local.Crew:
     from cpt_lab import local  # not in the workers themselves: it imports the module that they run
 
     patch.setenv("PYTHONPATH", str(customized(told)))
-    return local.Crew(told, count)
+    crew = local.Crew(told, count)
+    crew.start()
+    return crew
 
 
 @contextmanager

@@ -209,7 +209,7 @@ def _launches(store: Store, now: float) -> tuple[dict[str, Path], list[tuple[Pat
 def _works(launch: launches.Found) -> bool:
     """Whether jobs or workers of it may be left; where SLURM cannot be asked, they may."""
     try:
-        return bool(launch.workers_here() or (launch.tasks() and launch.tasks_left()))
+        return bool(launch.workers_here() or launch.elsewhere() or (launch.tasks() and launch.tasks_left()))
     except ValueError:
         return True
 

@@ -74,7 +74,7 @@ class _Jobs:
         return self._left
 
     def _ask(self, found: Standing) -> bool:
-        if any(launch.workers_here() for launch in self._launches if launch.where == "local"):
+        if any(launch.workers_here() or launch.elsewhere() for launch in self._launches if launch.where == "local"):
             return True
         try:
             return any(launch.tasks_left() for launch in self._launches if launch.where == "slurm")

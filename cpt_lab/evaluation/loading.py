@@ -16,13 +16,14 @@ FOR_WEIGHTS = 0.8  # of a GPU's free memory: the rest is for keys, values and lo
 def load_model(folder: Path, spec: Checkpoint, dtype: str, how: Execution) -> Any:
     """A transformers model on its device or devices, in the protocol's dtype, checked for non-finite weights.
 
-    ValueError if it fits the GPUs that this process sees neither alone nor together.
+    It is spread over no more GPUs than the worker is meant to have, even if it sees more; ValueError if it does not fit them.
     """
     import torch
     from transformers import AutoModelForCausalLM
 
     device, precision = how.on_device(), getattr(torch, dtype)
-    free = [torch.cuda.mem_get_info(index)[0] for index in range(torch.cuda.device_count())] if device == "cuda" else []
+    count = min(how.gpus, torch.cuda.device_count()) if device == "cuda" else 0
+    free = [torch.cuda.mem_get_info(index)[0] for index in range(count)]
     if free and must_spread(spec.shape.parameters * precision.itemsize, free):
         room = {index: int(FOR_WEIGHTS * memory) for index, memory in enumerate(free)}
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=precision, device_map="auto", max_memory=room)
@@ -40,7 +41,7 @@ def must_spread(needed: int, free: Sequence[int]) -> bool:
         return False
     if needed > FOR_WEIGHTS * sum(free):
         raise ValueError(
-            f"the weights take {needed / 1e9:.1f} GB and the {len(free)} GPUs here have {sum(free) / 1e9:.1f} GB free, of which weights "
-            f"may take {FOR_WEIGHTS:.0%}: give the job more GPUs, or set protocol.dtype=bfloat16"
+            f"the weights take {needed / 1e9:.1f} GB and the {len(free)} GPUs of this worker have {sum(free) / 1e9:.1f} GB free, of which "
+            f"weights may take {FOR_WEIGHTS:.0%}: give it more GPUs with execution.gpus, or set protocol.dtype=bfloat16"
         )
     return True
