@@ -171,7 +171,7 @@ def test_a_failure_is_recorded_with_its_first_line_and_the_traceback_in_the_log(
     ("error", "state", "message"),
     [
         (ValueError("give fewer documents"), State.FAILED, "give fewer documents"),
-        (ValueError(), State.FAILED, ""),
+        (ValueError(), State.FAILED, "ValueError"),
         (RuntimeError(), State.FAILED, "RuntimeError"),
         (SystemExit(3), State.FAILED, "SystemExit: 3"),
         (Stopped(State.PREEMPTED), State.PREEMPTED, "handed back by a signal"),

@@ -8,8 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from pydantic_core import to_jsonable_python
-
 from cpt_lab.specs.base import Spec
 from cpt_lab.specs.graph import KINDS, parse
 from cpt_lab.specs.patched import Patched
@@ -35,7 +33,7 @@ class Parts:
             return {PART: self._place(value)} if shared else self.write(value)
         if isinstance(value, tuple) and value and isinstance(value[0], Spec):
             return [self._value(item) for item in value]
-        return to_jsonable_python(value)
+        return value  # plain numbers, words, and tuples of them
 
     def _place(self, spec: Spec) -> int:
         if id(spec) not in self._of:
