@@ -184,7 +184,9 @@ def _relaunch(verb: str, given: Words) -> int:
     if among == []:
         print(f"study {asked.name}: nothing to try again; `python -m cpt_lab resume {asked.name}` goes on with what is missing")
         return 0
-    return _materialize(asked, chosen, where) if chosen.out is not None else _run(asked, chosen, where, among=among, saved=True)
+    if chosen.out is not None and not (chosen.out.is_dir() and any(chosen.out.iterdir())):
+        return _materialize(asked, chosen, where)
+    return _run(asked, chosen, where, among=among, saved=True)
 
 
 # ---------------------------------------------------------------------------------------------------- what a launch does
@@ -256,14 +258,15 @@ def _run(asked: Study, chosen: Settings, where: str, *, among: Sequence[Point] |
     gpus = _gpus(todo, chosen, where)
     workers = min(_workers(chosen, where, gpus), todo.todo)
     how = config.execution(chosen, cores=local.cores() // workers if where == "local" else chosen.site.cpus_per_task)
-    how = how.model_copy(update={"gpus": gpus})
+    cap = remote.gpus_to_spread(chosen.site, gpus, chosen.execution.gpus) if where == "slurm" else gpus
+    how = how.model_copy(update={"gpus": cap})
     preflight.check_budgets(todo, store, how)
     if where == "slurm":
         remote.check(todo, chosen.site, gpus)
     told = launch.prepare(todo, asked, store, where=where, how=how, max_attempts=chosen.max_attempts)
     relaunch.keep(told.folder, chosen)
     if where == "slurm":
-        remote.submit(told, chosen.site)
+        remote.submit(told, chosen.site, gpus)
         if not chosen.wait:
             return 0
         remote.wait(told)

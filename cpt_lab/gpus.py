@@ -26,8 +26,9 @@ def names() -> list[str]:
 
 def memory_gb() -> float:
     """GiB of the smallest; 0 without any, and where nvidia-smi does not tell: of a part of one (MIG), or one without memory of its own."""
-    known = _memories()
-    if None in known or any(name.startswith(PART) for name in names()):
+    usable, every = names(), _memories()
+    known = [every[int(name)] for name in usable if name.isdecimal() and int(name) < len(every)] or every  # by a long name: any of them
+    if None in known or any(name.startswith(PART) for name in usable):
         return 0.0
     return min((memory for memory in known if memory is not None), default=0.0)
 

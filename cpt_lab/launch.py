@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from cpt_lab import provenance, study
+from cpt_lab import launches, provenance, study
 from cpt_lab.execution import Execution
 from cpt_lab.plan import STAGES, Plan
 from cpt_lab.specs import AnySpec, Parts, Spec, Unit, from_parts, key, read_parts, settled
@@ -81,10 +81,10 @@ def prepare(plan: Plan, asked: Study, store: Store, *, where: str, how: Executio
     (launch.folder / "logs").mkdir(parents=True)
     os.symlink(os.path.relpath(code, launch.folder), launch.folder / "code")
     write_atomically(launch.folder / "plan.json", json.dumps(_written(launch, plan), separators=(",", ":")))
-    queue = launch.store()
+    queue, earlier = launch.store(), frozenset(found.id for found in launches.of_study(store, asked.name))
     for step in plan.steps:
         if step.state not in (State.RUNNING, State.DONE) and not study.rankings_pending(step.spec):
-            queue.queue(step.spec)
+            queue.queue(step.spec, earlier=earlier)
     return launch
 
 
@@ -115,7 +115,8 @@ def environment(launch: Launch) -> dict[str, str]:
 
 def _written(launch: Launch, plan: Plan) -> dict[str, Any]:
     """The launch as JSON values: points as they were asked for, which is short, and what they have in common once."""
-    asked_for = {key(plan.resolved[point.name]): point.spec for point in plan.points}
+    known = [point for point in plan.points if not study.rankings_pending(plan.resolved[point.name])]  # the others may come to more yet
+    asked_for = {key(plan.resolved[point.name]): point.spec for point in known}
     parts = Parts()
     orders = [{**vars(order), "spec": parts.write(asked_for.get(order.key, order.spec))} for order in launch.orders]
     return {**launch.model_dump(mode="json", exclude={"orders"}), "parts": parts.written, "orders": orders}

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -78,12 +79,13 @@ def work(told: Launch, workers: int) -> None:
             while crew.working() and not asked.to_stop:
                 watch.refresh()
                 threading.Event().wait(POLL_SECONDS)
+            stopped = asked.to_stop and crew.working()
             watch.refresh()
         finally:
             crew.stop()
-        if not asked.to_stop:
+        if not stopped:
             crew.explain()
-    if asked.to_stop:
+    if stopped:
         print(f"\nstopped; what is done is kept, and the same command goes on from here:\n  {told.command}")
         raise SystemExit(INTERRUPTED)
 
@@ -188,12 +190,15 @@ class Crew:
 
     def stop(self) -> None:
         """Ask the workers to hand back, wait, and end those that do not."""
-        for process in self._processes.values():
-            if process.poll() is None:
-                process.send_signal(signal.SIGTERM)
-        for process in self._processes.values():
+        left = [process for process in self._processes.values() if process.poll() is None]
+        if left:
+            print(f"ending {len(left)} workers, which hand back what they build: {GRACE_SECONDS:.0f} s at most", file=sys.stderr)
+        for process in left:
+            process.send_signal(signal.SIGTERM)
+        end = time.monotonic() + GRACE_SECONDS
+        for process in left:
             try:
-                process.wait(timeout=GRACE_SECONDS)
+                process.wait(timeout=max(0.0, end - time.monotonic()))
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()

@@ -26,7 +26,7 @@ def check(todo: Plan, store: Store, *, where: str) -> None:
     for step in todo.steps:
         store.check(step.spec)
     for point in todo.points:
-        if todo.resolved[point.name] is point.spec:  # there may be a result; until its ranking is known a point has none
+        if todo.resolved[point.name] is point.spec:  # written out; to compare thousands of sets of heads takes seconds at every command
             store.check(point.spec)
     hub = [step.spec for step in todo.steps if isinstance(step.spec, specs.HubCheckpoint | specs.HubTokenizer | specs.HubCorpus)]
     unreachable = [spec for spec in hub if not is_cached(spec)]

@@ -22,7 +22,7 @@ POLL_SECONDS = 1.0
 EVALUATE = frozenset({"probe", "evaluate"})
 
 
-def stages(told: Launch, site: Site) -> list[Stage]:
+def stages(told: Launch, site: Site, to_evaluate: int = 1) -> list[Stage]:
     """One stage of jobs per kind of work: evaluations and spectra by their packs, training runs one task each, small things together.
 
     What a run leaves on its way takes no task of its own: it would hold GPUs while the run is made.
@@ -33,7 +33,7 @@ def stages(told: Launch, site: Site) -> list[Stage]:
         with_work = sum(not steps.isdisjoint(names) for names in told.packs)
         runs = sum(isinstance(order.spec, specs.TrainedCheckpoint) for order in told.orders if order.stage == name)
         packs = max(1, runs) if name in ONE_TASK_EACH else max(1, with_work) if name in PACKED else 1
-        made.append(stage(name, site, packs=packs, to_evaluate=told.how.gpus, needs=tuple(one.name for one in made)))
+        made.append(stage(name, site, packs=packs, to_evaluate=to_evaluate, needs=tuple(one.name for one in made)))
     return made
 
 
@@ -54,13 +54,12 @@ def stage(name: str, site: Site, *, packs: int = 1, to_evaluate: int = 1, needs:
 
 
 def gpus_to_evaluate(todo: Plan, site: Site, asked: int | None = None) -> int:
-    """How many GPUs of the site a worker may spread a model over that it scores: as many as asked for, else as hold the largest.
+    """How many GPUs of the site a task that scores has: as many as asked for, else as hold the largest model.
 
-    No fewer than its stages of the site say. ValueError if no node has as many as the model needs.
+    ValueError if no node has as many as the model needs.
     """
-    of_stages = max((resources.gpus or 0 for name, resources in site.stages.items() if name in EVALUATE), default=0)
     if asked:
-        return max(asked, of_stages)
+        return asked
     largest = max((rates.loaded(step.spec) for step in todo.steps), default=0)
     needed = gpus.needed(largest, site.gpu_memory_gb)
     if site.gpus_per_node and needed > site.gpus_per_node:
@@ -68,7 +67,13 @@ def gpus_to_evaluate(todo: Plan, site: Site, asked: int | None = None) -> int:
             f"a model of {largest / 1e9:.0f} GB needs {needed} GPUs of {site.gpu_memory_gb:g} GB to be scored, and a task of site "
             f"{site.name} has {site.gpus_per_node}: choose a site with larger nodes, or protocol.dtype=bfloat16 if it is float32"
         )
-    return max(needed, of_stages)
+    return needed
+
+
+def gpus_to_spread(site: Site, to_evaluate: int, asked: int | None = None) -> int:
+    """How many GPUs a worker may spread a model over: as many as asked for, else all that a task of the site has to score."""
+    of_stages = [resources.gpus or 0 for name, resources in site.stages.items() if name in EVALUATE]
+    return asked or max(to_evaluate, *of_stages, 1)
 
 
 def devices(site: Site, ranks: int | None) -> dict[str, int]:
@@ -81,6 +86,12 @@ def check(todo: Plan, site: Site, to_evaluate: int) -> None:
     """ValueError if the cluster would refuse a stage of this plan, or keep it waiting for ever; asked before a launch is written."""
     present = todo.stages()
     _check_ranks(todo, site)
+    for name in sorted(EVALUATE.intersection(present)):
+        if 0 < (given := stage(name, site, to_evaluate=to_evaluate).gpus) < to_evaluate:
+            raise ValueError(
+                f"a task of stage {name} has {given} GPUs by site.stages.{name}.gpus, and {to_evaluate} are needed to hold the largest "
+                f"model, or asked for by execution.gpus: give site.stages.{name}.gpus as many"
+            )
     slurm.check([stage(name, site, to_evaluate=to_evaluate) for name in STAGES if name in present], site)
 
 
@@ -94,7 +105,7 @@ def _check_ranks(todo: Plan, site: Site) -> None:
             ranks.check(step.spec.recipe.batch_sequences, asked.nodes * max(1, asked.gpus))
 
 
-def submit(told: Launch, site: Site) -> None:
+def submit(told: Launch, site: Site, to_evaluate: int) -> None:
     """Submit the launch and say how to follow it. MLflow's database is made first: jobs never migrate one."""
     from cpt_lab import tracking
 
@@ -102,7 +113,7 @@ def submit(told: Launch, site: Site) -> None:
         tracking.initialise(told.tracking)
     except tracking.TrackingUnavailable as error:
         print(f"warning: {error}", file=sys.stderr)
-    slurm.submit(told.folder, stages(told, site), site)
+    slurm.submit(told.folder, stages(told, site, to_evaluate), site)
     for line in job_lines(told.folder):
         print(f"submitted {line}")
     root = shlex.quote(str(told.results))

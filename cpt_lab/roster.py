@@ -19,7 +19,7 @@ from cpt_lab.store import State, Status, Store, read_json, write_atomically
 from cpt_lab.study import Study
 from cpt_lab.tracking_settings import Tracking
 
-FORMAT = 2  # raise when what is kept changes
+FORMAT = 3  # raise when what is kept changes
 DIGITS = 16  # of a digest, as in a key
 
 

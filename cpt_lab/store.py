@@ -11,7 +11,7 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -188,8 +188,8 @@ class Store:
             raise SpecConflict(f"two different specs under the key {key(spec)}: {_difference(stored, identity(spec))}")
         return True
 
-    def queue(self, spec: Spec) -> None:
-        """Mark a step that a launch will come to, unless somebody has built it or will.
+    def queue(self, spec: Spec, *, earlier: Set[str] = frozenset()) -> None:
+        """Mark a step that a launch will come to, unless somebody builds or has built it, or one of these earlier launches marked it.
 
         Who claims it describes it: the specs of thousands of points take long to write.
         """
@@ -197,7 +197,9 @@ class Store:
         try:
             folder.mkdir(parents=True)
         except FileExistsError:
-            if self.status_in(folder).state not in (State.QUEUED, State.RUNNING, State.DONE):
+            found = self.status_in(folder)
+            waits = found.state is State.QUEUED and found.launch in earlier
+            if not waits and found.state not in (State.RUNNING, State.DONE):
                 self.remark(folder, State.QUEUED)
         else:
             self._write_status(folder, State.QUEUED, "", attempts=0)

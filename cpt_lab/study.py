@@ -121,7 +121,12 @@ def _manifest(study: Study) -> dict[str, Any]:
 def _common(configs: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """The settings that are the same everywhere."""
     first = configs[0] if configs else {}
-    return {name: value for name, value in first.items() if all(name in other and other[name] == value for other in configs)}
+    return {name: value for name, value in first.items() if all(name in other and _same(other[name], value) for other in configs)}
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Whether both are written alike: True is not 1."""
+    return one is other or json.dumps(one) == json.dumps(other)
 
 
 def no_such(store: Store, name: str) -> str:

@@ -141,7 +141,7 @@ def log_figures(store: Store, name: str, settings: Tracking, files: Sequence[Pat
     if not new:
         return
     with view.writing() as client:
-        view.find(client, [PARENT])
+        view.find_parent(client)
         run = view.ensure(client, Runs(store, studies.load(store, name), look(store, name)).parent([]))
         mlflow_side.write_files(client, run, new, "figures")
         for path in new:
@@ -209,6 +209,11 @@ class _View:
         few = only if only is not None and len(only) <= FEW and not any("'" in name for name in only) else None
         self._found |= mlflow_side.find_runs(client, self._experiment, self._tags, few)
 
+    def find_parent(self, client: Any) -> None:
+        """Look up the study's own run."""
+        self.find(client, [PARENT])
+        self._forget_what_is_lost()
+
     def find_all(self, client: Any) -> None:
         """Look up all runs of the study."""
         self.find(client)
@@ -216,8 +221,7 @@ class _View:
 
     def find_stale(self, client: Any, runs: Runs) -> list[str]:
         """The points and training runs that are not in MLflow as they are, after looking up what is there of them."""
-        self.find(client, [PARENT])
-        self._forget_what_is_lost()
+        self.find_parent(client)
         stale = [identity for identity, stamp in runs.look.stamps.items() if not self.knows(identity, stamp)]
         gone = [name for name in self._known if name.startswith(RUNS) and name not in runs.wanted]
         curves = [name for name, points in runs.curves.items() if not set(stale).isdisjoint(points)]
@@ -225,9 +229,10 @@ class _View:
         return stale
 
     def _forget_what_is_lost(self) -> None:
-        """Where MLflow has lost the study, what was written last says nothing."""
-        if PARENT not in self._found:
+        """Where MLflow has lost the study, what was written last says nothing; nor shall it, should this process be killed."""
+        if PARENT not in self._found and self._known:
             self._known = {}
+            self._write()
 
     def ensure(self, client: Any, record: Record) -> Any:
         """The record's run, created if there is none; the study's own run must be there before the others."""

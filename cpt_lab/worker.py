@@ -33,7 +33,8 @@ EVERY_STAGE = "all"
 ANSWER_SECONDS = 5.0  # of SLURM's controller, when there are 30 left to hand back what is built
 REQUEUE_SECONDS = 5.0  # between two tries to be queued again
 REQUEUE_ANSWER_SECONDS = 60.0  # of scontrol, which itself waits for SLURM's MessageTimeout
-NEVER = ("presently disabled", "Invalid job id")  # scontrol's words for a job that may not be queued again, or is forgotten
+# scontrol's words for a job that may not be queued again, is forgotten, is no batch job, or is somebody else's
+NEVER = ("presently disabled", "Invalid job id", "Only batch jobs", "Access/permission denied")
 FAILED, CRASHED, NO_ROOM = 1, 70, 74  # exit codes: some steps; the worker itself (EX_SOFTWARE); the store's disk (EX_IOERR)
 PREEMPTED, STOPPED = 75, 130  # the step in hand was handed back: try again (EX_TEMPFAIL), told to stop
 UNFIT = 76  # this process must not go on, another one can

@@ -337,6 +337,28 @@ def test_jobs_that_slurm_still_has_are_cancelled(told: Launch, monkeypatch: pyte
     assert cancelled == ["7_1"]
 
 
+def test_jobs_that_may_not_be_cancelled_are_named_and_the_others_end(
+    told: Launch, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = told.store()
+    theirs = toys.prepared(store, toys.planned(store, [TEXT]), where="slurm")
+    study.save(store, Study(name="toys", points=_points(MATH, TEXT)))
+    for folder, job in ((told.folder, "7"), (theirs.folder, "8")):
+        (folder / "jobs.json").write_text(json.dumps({"data": {"job": job, "tasks": 1, "ids": [job]}}))
+
+    def only_mine(jobs: list[str]) -> None:
+        if jobs == ["8"]:
+            raise ValueError("scancel: Access/permission denied")
+
+    monkeypatch.setattr("cpt_lab.slurm.job_states", lambda _: {"7": "PENDING", "8": "PENDING"})
+    monkeypatch.setattr("cpt_lab.slurm.cancel", only_mine)
+    assert cancel.run(words(store, "toys")) == 1
+    said = capsys.readouterr().out
+    assert "1 jobs and 0 workers told to end" in said
+    assert f"jobs of launch {theirs.id}: scancel: Access/permission denied" in said
+    assert [store.status(spec).state for spec in (MATH, TEXT)] == [State.CANCELLED, State.QUEUED]
+
+
 def working_on(folder: Path, host: str) -> None:
     """The folder's lease, held by a process of another machine."""
     owner = lease.Owner(id="theirs", host=host, namespace="pid:[1]", pid=77, started="1", slurm_job="")
@@ -402,7 +424,7 @@ def test_gc_keeps_a_launch_that_is_at_work_on_another_machine(told: Launch) -> N
         (told.folder / "lease.json").unlink(missing_ok=True)
         if at_work:
             working_on(told.folder, "their-laptop")
-        os.utime(told.folder, (long_ago, long_ago))
+        os.utime(told.folder / "plan.json", (long_ago, long_ago))
         found = next(launch for launch in launches.of_study(store, "toys") if launch.id == told.id)
         assert (found.elsewhere() is not None) == at_work
         assert (told.folder in {waste.path for waste in gc.waste(store)}) == (not at_work)

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ import pytest
 import made_up_study as made
 import toys
 from command_line import here
-from cpt_lab import roster, study
+from cpt_lab import lease, roster, study
 from cpt_lab.commands import gc
 from cpt_lab.commands.words import Words
 from cpt_lab.specs import Spec, key
@@ -39,7 +40,9 @@ def words(store: Store, *names: str, delete: bool = False) -> Words:
 def age(path: Path) -> Path:
     """Make it days old."""
     then = time.time() - DAYS
-    os.utime(path, (then, then))
+    for place in (path, path / "plan.json"):
+        if place.exists():
+            os.utime(place, (then, then))
     return path
 
 
@@ -166,6 +169,16 @@ def test_a_launch_whose_jobs_cannot_be_asked_stays(tmp_path: Path, monkeypatch: 
     assert found(told[0].store()) == {}
     monkeypatch.setattr("cpt_lab.slurm.job_states", lambda _: {})
     assert found(told[0].store()) == {older: "launch"}
+
+
+def test_a_launch_that_died_elsewhere_goes_however_often_it_is_looked_at(tmp_path: Path) -> None:
+    told = [toys.told(tmp_path, [MATH]) for _ in range(2)]
+    older = age(min(one.folder for one in told))
+    owner = lease.Owner(id="theirs", host="their-laptop", namespace="pid:[1]", pid=77, started="1", slurm_job="")
+    (older / "lease.json").write_text(json.dumps(asdict(owner)))
+    age(older / "lease.json")
+    for _ in range(2):
+        assert found(told[0].store()) == {older: "launch"}
 
 
 def _no_slurm(_: object) -> dict[str, str]:

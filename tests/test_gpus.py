@@ -100,6 +100,12 @@ def test_gpus_whose_memory_nobody_tells_are_used_and_the_setting_for_large_model
     assert (local.gpus_to_evaluate(todo, 2), capsys.readouterr().err) == (2, "")
 
 
+def test_the_memory_of_a_gpu_that_is_not_used_does_not_matter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine(tmp_path, monkeypatch, "81920\n[N/A]\n40960")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    assert gpus.memory_gb() == 80.0
+
+
 @pytest.mark.usefixtures("four")
 def test_a_part_of_a_gpu_is_not_taken_for_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(gpus.VISIBLE, "MIG-1a,MIG-2b")

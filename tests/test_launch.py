@@ -11,10 +11,11 @@ import pytest
 
 import toys
 from cpt_lab import launch, provenance, study
-from cpt_lab.specs import Evaluation, Heads, key
+from cpt_lab.interventions import Rewind, Truncate
+from cpt_lab.specs import Evaluation, Heads, Intervention, Patched, TopOf, key
 from cpt_lab.store import State, Store
 from cpt_lab.study import Point, Study
-from spec_cases import BASE, MATH, PROTOCOL, RANDOM, TEXT, TOKENS, TUNED, rewind_of, rewound
+from spec_cases import BASE, DELTA_NORM, MATH, PROTOCOL, RANDOM, TEXT, TOKENS, TUNED, rewind_of, rewound
 
 POINT = Evaluation(checkpoint=rewound(RANDOM), protocol=PROTOCOL)
 
@@ -44,8 +45,16 @@ def test_points_of_known_rankings_are_written_as_they_were_asked_for_and_read_wi
     assert [key(order.spec) for order in read.orders] == [key(order.spec) for order in told.orders]
 
 
-def test_a_ranking_that_became_known_after_the_launch_leaves_its_points_as_they_were_planned(root: Path) -> None:
-    told = toys.told(root, [POINT])
+@pytest.mark.parametrize(
+    "idle",
+    [Truncate(base=BASE, percent=100, roles=("q", "k", "v", "o")), Rewind(base=BASE, select=TopOf(ranking=DELTA_NORM, fraction=1.0))],
+    ids=["truncate", "rewind"],
+)
+def test_a_ranking_that_became_known_after_the_launch_leaves_its_points_as_they_were_planned(root: Path, idle: Intervention) -> None:
+    """Also where one change of two is simpler at once than it was asked for."""
+    (change,) = rewound(RANDOM).interventions
+    chained = POINT.but(checkpoint=Patched(tuned=TUNED, interventions=(idle, change)))
+    told = toys.told(root, [POINT, chained])
     build_ranking(Store(root))
     assert launch.load(told.folder) == told
 
@@ -59,12 +68,19 @@ def test_a_launch_whose_ranking_was_removed_says_so(root: Path) -> None:
         launch.load(told.folder)
 
 
-def test_what_waits_already_is_not_queued_again(root: Path) -> None:
+def test_what_waits_already_for_a_launch_of_the_study_is_not_queued_again(root: Path) -> None:
     first = toys.told(root, [MATH]).store()
     before = (first.folder(MATH) / "status.json").stat()
     second = toys.told(root, [MATH]).store()
     assert (second.folder(MATH) / "status.json").stat() == before
     assert second.status(MATH).state is State.QUEUED
+
+
+def test_what_waits_for_a_launch_of_another_study_waits_for_the_newer_one(root: Path) -> None:
+    Store(root, launch="another").queue(MATH)
+    told = toys.told(root, [MATH])
+    status = told.store().status(MATH)
+    assert (status.state, status.launch) == (State.QUEUED, told.id)
 
 
 def build_ranking(store: Store) -> None:

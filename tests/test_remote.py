@@ -9,7 +9,6 @@ from pydantic import ValidationError
 
 import toys
 from cpt_lab import remote
-from cpt_lab.execution import Execution
 from cpt_lab.site import Site
 from cpt_lab.slurm import batch_parameters
 from cpt_lab.specs import Evaluation, FolderCheckpoint
@@ -87,11 +86,20 @@ def test_a_training_run_has_all_gpus_of_its_nodes_or_the_processes_it_is_told(
     assert remote.devices(site, ranks) == {"cpt": devices, "pretrain": ranks or 1}
 
 
-def test_as_many_gpus_as_are_asked_for_or_as_the_stages_of_the_site_have_hold_a_model(tmp_path: Path) -> None:
+def test_a_task_has_as_many_gpus_as_are_asked_for_or_as_hold_the_model_and_a_worker_may_use_all_of_its_task(tmp_path: Path) -> None:
     todo = toys.planned(Store(tmp_path), [scored(35)])
-    large = Site.model_validate({**BIG.model_dump(), "stages": {"evaluate": {"gpus": 4}, "cpt": {"gpus": 8}}})
-    assert [remote.gpus_to_evaluate(todo, BIG, asked) for asked in (None, 1, 3)] == [2, 1, 3]
-    assert [remote.gpus_to_evaluate(todo, large, asked) for asked in (None, 1, 6)] == [4, 4, 6]
+    large = Site.model_validate({**BIG.model_dump(), "stages": {"probe": {"gpus": 4}, "cpt": {"gpus": 8}}})
+    assert [remote.gpus_to_evaluate(todo, large, asked) for asked in (None, 1, 3)] == [2, 1, 3]
+    assert [remote.stage(name, large, to_evaluate=2).gpus for name in ("probe", "evaluate", "spectra")] == [4, 2, 1]
+    assert [remote.gpus_to_spread(large, 2, asked) for asked in (None, 1, 3)] == [4, 1, 3]
+    assert remote.gpus_to_spread(BIG, 2) == 2
+
+
+def test_a_stage_with_fewer_gpus_than_the_model_needs_is_refused(tmp_path: Path) -> None:
+    small = Site.model_validate({**BIG.model_dump(), "stages": {"evaluate": {"gpus": 1}}})
+    message = r"evaluate has 1 GPUs by site.stages.evaluate.gpus, and 2 are needed .* give site.stages.evaluate.gpus as many"
+    with pytest.raises(ValueError, match=message):
+        remote.check(toys.planned(Store(tmp_path), [scored(35)]), small, 2)
 
 
 def test_a_model_that_no_node_can_hold_is_refused(tmp_path: Path) -> None:
@@ -101,8 +109,8 @@ def test_a_model_that_no_node_can_hold_is_refused(tmp_path: Path) -> None:
 
 
 def test_workers_that_evaluate_ask_for_all_gpus_of_their_model_and_those_that_measure_spectra_for_one(tmp_path: Path) -> None:
-    told = toys.told(tmp_path, [POINT]).model_copy(update={"how": Execution(gpus=4)})
-    assert {stage.name: stage.gpus for stage in remote.stages(told, BIG)} == {"data": 0, "cpt": 1, "rank": 0, "evaluate": 4}
+    told = toys.told(tmp_path, [POINT])
+    assert {stage.name: stage.gpus for stage in remote.stages(told, BIG, 4)} == {"data": 0, "cpt": 1, "rank": 0, "evaluate": 4}
 
 
 def test_waiting_outlives_a_controller_that_does_not_answer_and_says_so_once(

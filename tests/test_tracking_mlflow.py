@@ -415,6 +415,19 @@ def test_a_run_that_somebody_deleted_is_written_again(made_up: tuple[Store, Stud
     assert rows == [(ALL,)]
 
 
+def test_a_figure_that_comes_after_the_studys_own_run_was_deleted_brings_the_children_back_at_the_next_sync(
+    tmp_path: Path, made_up: tuple[Store, Study, Tracking]
+) -> None:
+    store, study, settings = made_up
+    sync(store, study.name, settings)
+    delete(settings, study, "study")
+    figure = tmp_path / "curve.png"
+    figure.write_bytes(b"picture")
+    log_figures(store, study.name, settings, [figure])
+    sync(store, study.name, settings)
+    assert parents(settings) == {parent(settings)}
+
+
 def test_the_studys_own_run_that_somebody_deleted_gets_its_plan_and_its_children_again(made_up: tuple[Store, Study, Tracking]) -> None:
     store, study, settings = made_up
     sync(store, study.name, settings)

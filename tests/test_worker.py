@@ -294,6 +294,8 @@ DOWN = "Unable to contact slurm controller (connect failure) for job 77"
         ((DOWN, DOWN, "ok"), 3),
         ((DOWN, "Requested operation is presently disabled for job 77"), 2),
         (("Invalid job id specified for job 77",), 1),
+        (("Only batch jobs are accepted or processed for job 77",), 1),
+        (("Access/permission denied for job 77",), 1),
     ],
 )
 def test_a_controller_that_does_not_answer_is_asked_again_to_queue_the_job(

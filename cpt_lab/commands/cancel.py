@@ -55,11 +55,17 @@ def _end_jobs(found: Sequence[Found]) -> tuple[int, list[Beyond]]:
     every = [task for tasks in submitted.values() for task in tasks]
     try:
         states = slurm.job_states(every)
-        left = [task for task in every if states.get(task, "COMPLETED") not in slurm.ENDED]
-        slurm.cancel(left)
     except ValueError as error:
         return 0, [(launch, f"jobs of launch {launch}: {error}") for launch in submitted]
-    return len(left), []
+    ended, beyond = 0, []
+    for launch, tasks in submitted.items():
+        left = [task for task in tasks if states.get(task, "COMPLETED") not in slurm.ENDED]
+        try:
+            slurm.cancel(left)
+            ended += len(left)
+        except ValueError as error:  # somebody else's, say
+            beyond.append((launch, f"jobs of launch {launch}: {error}"))
+    return ended, beyond
 
 
 def _mark(store: Store, named: Roster, ended: Set[str]) -> int:

@@ -198,7 +198,7 @@ def _launches(store: Store, now: float) -> tuple[dict[str, Path], list[tuple[Pat
     kept: dict[str, Path] = {}
     gone: list[tuple[Path, str]] = []
     for launch in every:
-        old = now - launch.folder.stat().st_mtime > SETTLED_SECONDS
+        old = now - (launch.folder / "plan.json").stat().st_mtime > SETTLED_SECONDS  # a look at its lease changes the folder's time
         if newest[launch.study] == launch.id or not old or _works(launch):
             kept[launch.id] = launch.folder
         else:

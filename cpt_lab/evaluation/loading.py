@@ -42,6 +42,7 @@ def must_spread(needed: int, free: Sequence[int]) -> bool:
     if needed > FOR_WEIGHTS * sum(free):
         raise ValueError(
             f"the weights take {needed / 1e9:.1f} GB and the {len(free)} GPUs of this worker have {sum(free) / 1e9:.1f} GB free, of which "
-            f"weights may take {FOR_WEIGHTS:.0%}: give it more GPUs with execution.gpus, or set protocol.dtype=bfloat16"
+            f"weights may take {FOR_WEIGHTS:.0%}: give it more GPUs with execution.gpus (on SLURM also "
+            "site.stages.evaluate.gpus, if it is set), or set protocol.dtype=bfloat16"
         )
     return True
