@@ -27,7 +27,7 @@ from cpt_lab.specs import (
 COLUMNS = (
     *("model", "size", "parameters", "role", "mixture", "domain", "cpt_tokens", "math_tokens", "pretrain_tokens"),
     *("which", "tuned", "unedited", "protocol_key"),
-    *("intervention", "percent", "matrices", "weight", "partner", "partner_which", "partner_domain", "source"),
+    *("intervention", "percent", "matrices", "weight", "partner", "partner_which", "partner_key", "partner_domain", "source"),
 )
 DOMAIN_OF = {  # P table 1: what a source of data is for; all others are a domain by their own name
     **{"math": "math", "dolmino_math": "math"},
@@ -97,11 +97,12 @@ def tokens_of_revision(revision: str) -> int | None:
 
 
 def tokens_text(count: float) -> str:
-    """`4T`, `20B`, `1.02M` tokens: three digits at most."""
-    for unit, scale in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("k", 1e3)):
-        if count >= scale:
-            return f"{count / scale:.3g}{unit}"
-    return f"{count:.0f}"
+    """`4T`, `20B`, `1.02M` tokens: three digits at most; what rounds to a thousand of a unit is one of the next."""
+    for unit, scale in (("", 1.0), ("k", 1e3), ("M", 1e6), ("B", 1e9)):
+        text = f"{count / scale:.3g}"
+        if float(text) < 1000:
+            return f"{text}{unit}"
+    return f"{count / 1e12:.3g}T"
 
 
 def size(name: str, parameters: int) -> str:
@@ -174,7 +175,7 @@ def _done_to(checkpoint: Checkpoint | Patched) -> dict[str, Any]:
 
 
 def _soup(change: Soup) -> Mapping[str, Any]:
-    """The weight and the name of the one other member; nothing of a soup of more."""
+    """The weight, the name and the key of the one other member; nothing of a soup of more."""
     others = [part for part in change.members if part.checkpoint is not None]
     if len(others) != 1 or change.roles:
         return {}
@@ -184,6 +185,7 @@ def _soup(change: Soup) -> Mapping[str, Any]:
     found = {
         "partner": called(partner),
         "partner_which": f"{called(partner)} of {which(partner)}",
+        "partner_key": key(partner),
         "partner_domain": origin(partner).get("domain"),
     }
     return {"weight": other.weight, **found}

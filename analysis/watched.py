@@ -46,6 +46,10 @@ class Run:
     def is_warmed_up(self) -> bool:
         return isinstance(self.spec.start, SpectralWarmup)
 
+    @property
+    def is_random_start(self) -> bool:
+        return self.spec.start is None
+
     def read(self, measure: str) -> Trajectory:
         """The trajectory of a measure; ValueError if the run was watched without it."""
         if measure not in self.known:
@@ -78,6 +82,10 @@ class Group:
     @property
     def is_warmed_up(self) -> bool:
         return self.runs[0].is_warmed_up
+
+    @property
+    def is_random_start(self) -> bool:
+        return self.runs[0].is_random_start
 
     def read(self, measure: str) -> list[Trajectory]:
         """One per run, at the steps that all of them have."""

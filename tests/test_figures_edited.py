@@ -197,6 +197,27 @@ def test_soups_with_two_seeds_of_one_partner_are_two_paths(tmp_path: Path) -> No
     )
 
 
+def test_soups_with_two_partners_of_one_name_and_seed_are_two_numbered_paths(tmp_path: Path) -> None:
+    partners = [OTHER, OTHER.but(recipe=OTHER.recipe.but(lr=2 * OTHER.recipe.lr))]
+    results = shown(tmp_path, made.evaluation(MATH), *(made.soup(MATH, one, weight) for one in partners for weight in (0.3, 0.6)))
+    found = dots(drawn("interpolation", results, y=made.ADDING).panels[0])
+    assert list(found) == [f"math_320 with code_320 of seed 0 ({number})" for number in (1, 2)]
+    for path, partner in zip(found.values(), partners, strict=True):
+        ours = (made.evaluation(MATH), *(made.soup(MATH, partner, weight) for weight in (0.3, 0.6)))
+        assert list(path.x) == pytest.approx([100 * mean(spec) for spec in ours])
+
+
+def test_the_first_end_belongs_to_the_soups_with_every_partner_without_a_point_of_its_own(tmp_path: Path) -> None:
+    partners = [OTHER, seeded(OTHER, 7)]
+    results = shown(tmp_path, *(made.soup(MATH, one, weight) for one in partners for weight in (0.0, 0.5, 1.0)))
+    plane = drawn("interpolation", results, y=made.ADDING).panels[0]
+    found = dots(plane)
+    assert set(found) == {"with code_320 of seed 0", "with code_320 of seeds 0, 7"}
+    assert [path.x[0] for path in found.values()] == pytest.approx([100 * mean(made.evaluation(MATH))] * 2)
+    assert [len(path.x) for path in found.values()] == [3, 3]
+    assert len(references(plane)) == 2  # a chord each
+
+
 def test_two_folders_of_one_model_are_two_runs_by_their_names_and_by_number_where_these_are_the_same() -> None:
     table = pd.DataFrame({"tuned": ["one", "two"], "which": ["final", "final"], **dict.fromkeys(runs.WORDS, "7B")})
     assert [run.label for run in runs.runs(table)] == ["final (1)", "final (2)"]

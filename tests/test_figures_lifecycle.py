@@ -15,6 +15,7 @@ import training_cases
 from analysis import figures, watched
 from analysis.drawing import Dots, Heat, Line
 from analysis.papers.beside import beside
+from analysis.papers.measured import QUANTITIES
 from analysis.results import Results
 from cpt_lab.build import Workshop, ensure
 from cpt_lab.execution import Execution
@@ -211,6 +212,17 @@ def test_the_exponent_of_the_scaling_law_and_its_fit_stand_beside_those_of_the_p
     assert (fit.ours.value, fit.ours.error) == (pytest.approx(told.rvalue**2, abs=0.02), None)
 
 
+def test_further_training_of_a_watched_run_changes_nothing_of_the_scaling_law(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    bases: dict[str, Spec] = {f"{layers} base": spec(layers) for layers in DEPTHS}
+    further = {f"{layers} further": spec(layers, 1, spec(layers)) for layers in DEPTHS}
+    for layers in DEPTHS:
+        left(store, spec(layers), planted(layers, 0), losses(0, warm=False))
+        left(store, further[f"{layers} further"], planted(layers, 1), losses(1, warm=False))
+    alone, both = (QUANTITIES["alpha_depth"](study(store, points)) for points in (bases, bases | further))
+    assert [(one.value, one.n) for one in both] == [(one.value, 3) for one in alone]
+
+
 def test_the_exponent_stands_against_the_mean_loss_since_the_measurement_before(scene: Results) -> None:
     drawing = one("alpha_loss", scene)
     (found,) = drawing.panels
@@ -289,7 +301,7 @@ def test_a_study_that_lacks_what_a_figure_needs_is_told_what_to_run(scene: Resul
     def only(*names: str) -> Results:
         return Results(scene.store, [whole.model_copy(update={"points": tuple(one for one in whole.points if one.name in names)})])
 
-    with pytest.raises(ValueError, match=r"watched runs of 1 depth: .*lifecycle_d8 lifecycle_d12"):
+    with pytest.raises(ValueError, match=r"watched runs from random weights of 1 depth: .*lifecycle_d8 lifecycle_d12"):
         figures.build("scaling_laws", only("4 0", "4 1"))
     with pytest.raises(ValueError, match="no spectral warm-up beside the run that it is from"):
         figures.build("spectral_warmup", only("6 0"))

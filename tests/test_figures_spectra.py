@@ -296,7 +296,7 @@ def test_checkpoints_are_called_by_what_they_do_not_have_in_common() -> None:
     assert (pretrain_tokens(hub), pretrain_tokens(PRETRAINED), pretrain_tokens(TUNED)) == (4001 * 10**9, 1000, None)
     assert distinguished([{"model": "a", "mixture": "math"}, {"model": "a", "mixture": "text"}]) == ["math", "text"]
     assert distinguished([{"model": "a"}, {"model": "a"}]) == ["a (1)", "a (2)"]
-    assert [tokens_text(count) for count in (20 * 10**9, 3896 * 10**9, 1187840, 320)] == ["20B", "3.9T", "1.19M", "320"]
+    assert [tokens_text(count) for count in (20 * 10**9, 3896 * 10**9, 1187840, 320, 0)] == ["20B", "3.9T", "1.19M", "320", "0"]
 
 
 def test_jitter_is_always_the_same_and_stays_beside_its_place() -> None:

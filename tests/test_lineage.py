@@ -6,7 +6,7 @@ import pytest
 
 import made_up_points as made
 import made_up_study
-from analysis.lineage import COLUMNS, called, columns, domain, exact, size, tokens_of_revision
+from analysis.lineage import COLUMNS, called, columns, domain, exact, size, tokens_of_revision, tokens_text
 from cpt_lab.specs import FolderCheckpoint, HubCheckpoint, Intermediate, key
 
 MATH, CODE = made.tuned(), made.tuned(None, "code_320", code=320)
@@ -69,6 +69,17 @@ def test_a_mixture_is_of_the_domain_that_most_of_it_is_of(tokens: dict[str, int]
 )
 def test_a_size_is_what_a_model_is_called_or_else_what_it_is(name: str, parameters: int, expected: str) -> None:
     assert size(name, parameters) == expected
+
+
+@pytest.mark.parametrize(
+    ("tokens", "text"),
+    [
+        *((999_948_288, "1B"), (999_600, "1M"), (999.6, "1k"), (999_900_000_000, "1T")),
+        *((999_500, "1M"), (999_499, "999k"), (999, "999"), (1000, "1k"), (1_000_000_000, "1B")),
+    ],
+)
+def test_tokens_that_round_to_a_thousand_of_a_unit_are_one_of_the_next(tokens: float, text: str) -> None:
+    assert tokens_text(tokens) == text
 
 
 def test_a_checkpoint_in_a_caption_has_its_name_and_the_start_of_its_hash() -> None:

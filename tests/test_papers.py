@@ -246,6 +246,12 @@ def test_what_a_folder_was_trained_on_is_unknown_and_named(tmp_path: Path) -> No
     assert of_checkpoint(theirs.BASE) == {"model": "OLMo-2-1B", "pretrain": "4T", "tuned": "nothing"}
 
 
-@pytest.mark.parametrize(("tokens", "text"), [(3_896e9, "4T"), (20e9, "20B"), (100e9, "100B"), (6_056e9, "6T"), (41.5e9, "41.5B")])
+@pytest.mark.parametrize(
+    ("tokens", "text"),
+    [
+        *((3_896e9, "4T"), (20e9, "20B"), (100e9, "100B"), (6_056e9, "6T"), (41.5e9, "41.5B")),
+        *((999_948_288, "1B"), (500e6, "0.5B"), (499_974_144, "0.5B"), (320, "320")),
+    ],
+)
 def test_budgets_are_rounded_as_the_papers_round_them(tokens: float, text: str) -> None:
     assert budget(tokens) == text

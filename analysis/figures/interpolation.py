@@ -75,9 +75,9 @@ def _paths(results: Results, names: Sequence[str]) -> list[Path]:
         state = "finished " if (results.points["intervention"] == "soup").any() else ""
         raise ValueError(f"study {results.name!r} has no {state}soup of two models: it needs {NEEDS}")
     unedited = table[(table["intervention"] == "none") & table["tuned"].isin(soups["tuned"])]
-    several = len(soups[["partner", "partner_which"]].drop_duplicates()) > soups["partner"].nunique()  # seeds of one partner
+    several = soups["partner_key"].nunique() > soups["partner"].nunique()  # partners of one name
     found = []
-    for run in runs.runs(soups, ("partner_which" if several else "partner",)):
+    for run in runs.runs(soups, ("partner_which" if several else "partner",), ("tuned", "partner_key")):
         start = unedited[unedited["tuned"].isin(run.points["tuned"])].assign(weight=0.0)
         rows = pd.concat([_plain(run.points), _plain(start)]).drop_duplicates("weight").sort_values("weight")
         found.append(Path(Run(run.label.replace(", with", " with"), run.look, rows), rows["weight"].to_numpy(float), tuple(rows["key"])))

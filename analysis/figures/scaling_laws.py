@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 
 SHOWS = "over the number of layers: the range of the exponent with its power law, its extremes, its peak, and steps per layer of the wave"
 PAPERS = ("L figure 22",)
-NEEDS = "watched training runs of at least two depths (experiments lifecycle_d8 lifecycle_d12 lifecycle_d16 in one command)"
+NEEDS = (
+    "watched training runs from random weights of at least two depths (experiments lifecycle_d8 lifecycle_d12 lifecycle_d16 in one command)"
+)
 RANK = "stable_rank"
 POINTS, MARKS = 60, 5  # of a drawn curve; on a logarithmic axis
 
@@ -40,12 +42,12 @@ class Growth:
 
 
 def growth(results: Results, settings: Mapping[str, Any]) -> Growth:
-    """What the figure's first panel shows; ValueError if all runs are of one depth."""
-    found = tuple(group for group in watched.groups(results) if not group.is_warmed_up)
+    """What the figure's first panel shows; ValueError if all runs from random weights are of one depth."""
+    found = tuple(group for group in watched.groups(results) if group.is_random_start)
     runs = [run for group in found for run in group.runs]
     depths = {run.depth for run in runs}
     if len(depths) < 2:
-        raise ValueError(f"study {results.name!r} has watched runs of {len(depths)} depth: scaling needs {NEEDS}")
+        raise ValueError(f"study {results.name!r} has watched runs from random weights of {len(depths)} depth: scaling needs {NEEDS}")
     measure = str(settings["alpha"])
     roles = watched.chosen(settings["roles"], found, measure)
     gradients = tuple(lifecycle.alpha_gradient(run.read(measure), roles, window=int(settings["window"])) for run in runs)

@@ -36,6 +36,7 @@ from cpt_lab.store import read_json
 GAIN_AT = 0.15  # P speaks of the gain where 15 % of the heads are rewound
 WITHOUT_LOSS = 2.0  # paired standard errors below the unedited model that still count as no loss: P says "significant" and no more
 WHOLE_BENCHMARKS = ("gsm8k", "math500", "mmlu", "gpqa", "humaneval", "drop")
+SMALLEST_IN_BILLIONS = 0.1e9  # tokens; of fewer the papers say nothing
 ALPHAS = ("pl_alpha", "weighted_alpha", "rank_decay_alpha")  # which of them L's is, its page does not say
 
 
@@ -67,8 +68,10 @@ def of_checkpoint(checkpoint: Checkpoint) -> dict[str, str | None]:
 
 
 def budget(tokens: float) -> str:
-    """`4T` of 3,896 billion tokens, `20B` of 20 billion, as the papers round them."""
-    return f"{tokens / 1e12:.0f}T" if tokens >= 0.95e12 else lineage.tokens_text(tokens)
+    """`4T` of 3,896 billion tokens, `20B` of 20 billion, `0.5B` of 500 million, as the papers round them."""
+    if tokens >= 0.95e12:
+        return f"{tokens / 1e12:.0f}T"
+    return f"{tokens / 1e9:.3g}B" if tokens >= SMALLEST_IN_BILLIONS else lineage.tokens_text(tokens)
 
 
 def edit_of(checkpoint: Checkpoint | Patched) -> str:
