@@ -7,6 +7,7 @@ import os
 import shlex
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -298,17 +299,23 @@ def _materialize(asked: Study, chosen: Settings, where: str) -> int:
 
 
 def _planned(store: Store, wanted: Sequence[Point], chosen: Settings, where: str) -> plan.Plan:
-    specs = [point.spec for point in wanted]
-    return plan.make(
+    asked, speeds = [point.spec for point in wanted], chosen.site.train_tokens_per_second
+    costs.check_speeds(speeds, asked, (path.stem for path in Path(_conf(), "model").glob("*.yaml")))
+    how = config.execution(chosen, cores=1)
+    todo = plan.make(
         wanted,
         status=store.status,
-        orders=study.orders(store, specs),
+        orders=study.orders(store, asked),
         workers=_workers(chosen, where),
-        rates=rates.known(store, costs.device(chosen.site, where, wanted), chosen.site.train_tokens_per_second),
+        rates=rates.known(store, costs.device(chosen.site, where, wanted), speeds),
         pack_minutes=chosen.site.pack_minutes if where == "slurm" and chosen.packs is None else None,
-        how=config.execution(chosen, cores=1),
+        how=how,
         devices=remote.devices(chosen.site, chosen.execution.ranks) if where == "slurm" else None,
+        most_tasks=chosen.site.max_parallel or MOST_PACKS if where == "slurm" else None,
+        kept=lambda spec: preflight.kept(spec, store),
     )
+    workers = max(1, min(todo.workers, todo.todo))
+    return todo if where == "slurm" else replace(todo, devices=local.devices(how, workers))
 
 
 def _workers(chosen: Settings, where: str, gpus: int = 1) -> int:

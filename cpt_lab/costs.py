@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from cpt_lab import disk, specs
+from cpt_lab.names import unknown
 from cpt_lab.plan import PACKED, Plan, Step
 from cpt_lab.provenance import gpu_name
-from cpt_lab.rates import CPU, DEVICES, H100
+from cpt_lab.rates import CPU, DEVICES, H100, Speed
 from cpt_lab.site import Site
 from cpt_lab.study import Point
 
@@ -30,6 +31,16 @@ def device(site: Site, where: str, points: Sequence[Point]) -> str:
         return next((name for name in DEVICES if name.lower() in here.lower()), H100.device.name)
     largest = max((_weights(point.spec) for point in points), default=0)
     return CPU if largest <= BIG_MODEL else H100.device.name
+
+
+def check_speeds(given: Speed | None, wanted: Sequence[specs.Spec], models: Iterable[str]) -> None:
+    """ValueError if a speed of training is given for a model that is neither among these nor trained for what is wanted."""
+    if isinstance(given, Mapping):
+        trained = (spec.shape.name for spec in specs.closure(list(wanted)) if isinstance(spec, specs.TrainedCheckpoint))
+        known = {*models, *trained}
+        for name in given:
+            if name not in known:
+                raise ValueError(f"site.{GIVEN}: {unknown('model', name, known)}")
 
 
 def check_budget(todo: Plan, gpu_hours: float | None) -> None:

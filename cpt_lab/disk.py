@@ -37,14 +37,19 @@ class Written:
     stays: bool = True
 
 
-def written(spec: Spec, how: Execution, *, least: int = 0) -> tuple[Written, ...]:
-    """What a step writes as far as a disk notices; `least` are tokens that a token file has where its corpus does not say how many."""
+def written(spec: Spec, how: Execution, *, least: int = 0, kept: bool | None = None) -> tuple[Written, ...]:
+    """What a step writes as far as a disk notices; `least` are tokens that a token file has where its corpus does not say how many.
+
+    `kept` says of weights on the way of a finished run whether it kept them: then they are linked, else trained again.
+    """
     match spec:
         case specs.Tokens():
             size = tokens_of(spec, least) * token_width(spec)
             return Written(TOKENS, size), Written(PIECES, size, stays=False)
         case specs.TrainedCheckpoint():
-            return _training(spec, how)
+            return _training(spec, how, folders=1 + len(kept_steps(spec, how)))
+        case specs.Intermediate() if kept is not None:
+            return () if kept else _training(spec.of, how, folders=1)
         case specs.Intermediate():
             own = spec.step not in kept_steps(spec.of, how)  # else its run counts it
             return (Written(WEIGHTS, own * WEIGHT_BYTES * spec.shape.parameters),)
@@ -81,14 +86,14 @@ def budgets(wanted: Iterable[Spec]) -> dict[str, int]:
     return found
 
 
-def fullest(stages: Iterable[Sequence[Sequence[Written]]], workers: int) -> dict[str, int]:
+def fullest(stages: Iterable[tuple[int, Sequence[Sequence[Written]]]]) -> dict[str, int]:
     """What -> bytes when the disk is fullest: of stages one after the other, each with up to so many of its steps at a time."""
     stayed: Counter[str] = Counter()
     peak: Mapping[str, int] = {}
-    for steps in stages:
+    for at_once, steps in stages:
         beside = sorted(([part for part in step if not part.stays] for step in steps), key=_sum, reverse=True)
         stayed += _by_kind(part for step in steps for part in step if part.stays)
-        now = stayed + _by_kind(part for parts in beside[:workers] for part in parts)
+        now = stayed + _by_kind(part for parts in beside[:at_once] for part in parts)
         peak = max(peak, now, key=lambda kinds: sum(kinds.values()))
     return dict(sorted(peak.items(), key=lambda kind: -kind[1]))
 
@@ -129,9 +134,12 @@ def tokens_of(spec: specs.Tokens, least: int = 0) -> int:
             assert_never(corpus)
 
 
-def _training(spec: specs.TrainedCheckpoint, how: Execution) -> tuple[Written, ...]:
-    """Its weights stay; beside them lie the mixed tokens and, for a new state is whole before the oldest goes, one state more than kept."""
-    weights, folders = spec.shape.parameters, 1 + len(kept_steps(spec, how))
+def _training(spec: specs.TrainedCheckpoint, how: Execution, *, folders: int) -> tuple[Written, ...]:
+    """So many folders of its weights stay; beside them lie the mixed tokens and one state more than is kept.
+
+    For a new state is whole before the oldest goes.
+    """
+    weights = spec.shape.parameters
     width = max(token_width(tokens) for tokens in spec.mixture.token_files(spec.tokenizer))
     return (
         Written(WEIGHTS, WEIGHT_BYTES * weights * folders),

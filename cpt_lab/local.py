@@ -19,7 +19,7 @@ from cpt_lab.build import Workshop, ensure
 from cpt_lab.execution import Execution
 from cpt_lab.launch import Launch, environment
 from cpt_lab.lease import claim
-from cpt_lab.plan import Plan, stage_of
+from cpt_lab.plan import ONE_TASK_EACH, Plan, stage_of
 from cpt_lab.progress import Watch
 from cpt_lab.specs import Spec, closure
 from cpt_lab.store import Store
@@ -60,6 +60,13 @@ def gpus_to_evaluate(todo: Plan, asked: int | None = None) -> int:
             "use a larger one, or execution.device=cpu, or protocol.dtype=bfloat16 if it is float32"
         )
     return needed
+
+
+def devices(how: Execution, workers: int) -> dict[str, int]:
+    """Stage -> how many GPUs or cores train one run together: `ranks`, or all GPUs that one of so many workers has."""
+    alone = gpus.of_worker(0, how.gpus, workers=workers).get(gpus.VISIBLE, "")
+    seen = 1 if how.device == "cpu" else alone.count(",") + 1
+    return dict.fromkeys(ONE_TASK_EACH, how.ranks or seen)
 
 
 def cores() -> int:

@@ -88,6 +88,7 @@ class Plan:
     rates: Rates = H100
     workers: int = 1  # at a time, at most
     devices: Mapping[str, int] = field(default_factory=dict)  # stage -> of one of its training runs, where it is not one
+    most_tasks: int | None = None  # of a stage at a time where each stage has tasks of its own; None: the same workers do all stages
 
     @property
     def done(self) -> tuple[str, ...]:
@@ -110,7 +111,8 @@ class Plan:
     @property
     def room(self) -> dict[str, int]:
         """What -> bytes, as far as a disk notices, when most of it is written and not yet gone."""
-        return disk.fullest(([step.written for step in steps] for steps in self.stages().values()), self.workers)
+        stages = self.stages().items()
+        return disk.fullest((self._at_once(stage, steps), [step.written for step in steps]) for stage, steps in stages)
 
     @property
     def kept(self) -> int:
@@ -138,6 +140,11 @@ class Plan:
         """With so many workers at a time, stage after stage: the longest task, or all of them shared evenly, whichever is more."""
         return sum(self._stage_seconds(stage, steps, workers) for stage, steps in self.stages().items()) / 3600
 
+    def _at_once(self, stage: str, steps: list[Step]) -> int:
+        if self.most_tasks is None:
+            return self.workers
+        return min(tasks(stage, [step.spec for step in steps], self.packs), self.most_tasks)
+
     def _stage_seconds(self, stage: str, steps: list[Step], workers: int) -> float:
         total = sum(step.seconds for step in steps)
         if stage in ONE_TASK_EACH:
@@ -159,11 +166,14 @@ def make(
     pack_minutes: float | None = None,
     how: Execution = USUAL,
     devices: Mapping[str, int] | None = None,
+    most_tasks: int | None = None,
+    kept: Callable[[specs.Intermediate], bool | None] = lambda _: None,
 ) -> Plan:
     """The plan for these points, given what `status` knows of every spec and the finished rankings.
 
     Each stage is packed for so many workers, or, with `pack_minutes`, into as many packs as take about so long. `devices` says of a stage
-    how many of them train one run together.
+    how many of them train one run together. With `most_tasks` each stage has tasks of its own, of which so many run at a time. `kept` says
+    of weights on the way whether their run, if it is done, has them.
     """
     wanted = {point.name: settled(point.spec, dict(orders)) for point in points}
     states = _States(status)
@@ -177,18 +187,30 @@ def make(
             "probe" if key(spec) in before else stage_of(spec),
             states.of(spec),
             rates,
-            disk.written(spec, how, least=least.get(key(spec), 0)),
+            disk.written(spec, how, least=least.get(key(spec), 0), kept=kept(spec) if isinstance(spec, specs.Intermediate) else None),
         )
         for spec in missing
     )
     places = {key(wanted[point.name]): place for place, point in reversed(list(enumerate(by_edit(points, lambda point: point.spec))))}
-    return Plan(tuple(points), wanted, known, steps, _packs(steps, workers, rates, places, pack_minutes), rates, workers, devices or {})
+    packs = _packs(steps, workers, rates, places, pack_minutes)
+    return Plan(tuple(points), wanted, known, steps, packs, rates, workers, devices or {}, most_tasks)
 
 
 def stage_of(spec: Spec) -> str:
     """The stage that builds a spec; what CPT starts from is trained in a stage before it."""
     run = spec.of if isinstance(spec, specs.Intermediate) else spec
     return "pretrain" if isinstance(run, specs.TrainedCheckpoint) and run.start is None else STAGE_OF[type(run)]
+
+
+def tasks(stage: str, wanted: Sequence[Spec], packs: Sequence[Sequence[str]]) -> int:
+    """How many tasks of its own a stage of these specs has: training runs one each, packs one each, small things one together.
+
+    What a run leaves on its way takes none: it would hold GPUs while the run is made.
+    """
+    if stage in ONE_TASK_EACH:
+        return max(1, sum(isinstance(spec, specs.TrainedCheckpoint) for spec in wanted))
+    inside = set(map(key, wanted)) if stage in PACKED else set()
+    return max(1, sum(not inside.isdisjoint(names) for names in packs))
 
 
 def probes(wanted: Sequence[Spec]) -> list[Spec]:

@@ -101,9 +101,14 @@ def warnings(todo: Plan, store: Store) -> list[str]:
 
 def _not_kept(todo: Plan, store: Store) -> list[str]:
     """Of weights on the way of finished runs that were not asked to keep them: what they will cost."""
-    asked = [step.spec for step in todo.steps if isinstance(step.spec, specs.Intermediate) and store.is_done(step.spec.of)]
-    lost = [spec for spec in asked if not (store.product(spec.of) / "intermediates" / str(spec.tokens)).is_dir()]
+    asked = [step.spec for step in todo.steps if isinstance(step.spec, specs.Intermediate)]
+    lost = [spec for spec in asked if kept(spec, store) is False]
     return [f"{specs.key(spec.of)} did not keep its weights after {spec.tokens:,} tokens: it is trained again up to there" for spec in lost]
+
+
+def kept(spec: specs.Intermediate, store: Store) -> bool | None:
+    """Whether a finished run kept these weights on its way; None of a run that is not finished."""
+    return (store.product(spec.of) / "intermediates" / str(spec.tokens)).is_dir() if store.is_done(spec.of) else None
 
 
 def is_cached(spec: specs.HubCheckpoint | specs.HubTokenizer | specs.HubCorpus) -> bool:
@@ -218,9 +223,10 @@ def _downloads(todo: Plan) -> int:
 def _size(folder: Path) -> int:
     """Bytes of the files below a folder, which may be written to meanwhile."""
     total = 0
-    for path in folder.rglob("*"):
-        with suppress(FileNotFoundError):
-            total += path.lstat().st_size
+    for place, _, names in os.walk(folder):  # unlike Path.rglob it goes on when a folder is gone
+        for name in names:
+            with suppress(FileNotFoundError):
+                total += Path(place, name).lstat().st_size
     return total
 
 

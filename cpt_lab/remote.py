@@ -11,11 +11,10 @@ from pathlib import Path
 
 from cpt_lab import gpus, rates, slurm, specs
 from cpt_lab.launch import Launch
-from cpt_lab.plan import ON_GPU, ONE_TASK_EACH, PACKED, STAGES, Plan
+from cpt_lab.plan import ON_GPU, ONE_TASK_EACH, STAGES, Plan, tasks
 from cpt_lab.progress import Watch
 from cpt_lab.site import Resources, Site
 from cpt_lab.slurm import Stage
-from cpt_lab.specs import key
 from cpt_lab.store import read_json
 
 POLL_SECONDS = 1.0
@@ -23,16 +22,10 @@ EVALUATE = frozenset({"probe", "evaluate"})
 
 
 def stages(told: Launch, site: Site, to_evaluate: int = 1) -> list[Stage]:
-    """One stage of jobs per kind of work: evaluations and spectra by their packs, training runs one task each, small things together.
-
-    What a run leaves on its way takes no task of its own: it would hold GPUs while the run is made.
-    """
+    """One stage of jobs per kind of work, with as many tasks as `plan.tasks` says."""
     made: list[Stage] = []
     for name in told.stages():
-        steps = {key(order.spec) for order in told.orders if order.stage == name}
-        with_work = sum(not steps.isdisjoint(names) for names in told.packs)
-        runs = sum(isinstance(order.spec, specs.TrainedCheckpoint) for order in told.orders if order.stage == name)
-        packs = max(1, runs) if name in ONE_TASK_EACH else max(1, with_work) if name in PACKED else 1
+        packs = tasks(name, [order.spec for order in told.orders if order.stage == name], told.packs)
         made.append(stage(name, site, packs=packs, to_evaluate=to_evaluate, needs=tuple(one.name for one in made)))
     return made
 

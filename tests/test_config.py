@@ -320,6 +320,13 @@ def test_a_plan_tells_of_a_training_run_its_sources_epochs_steps_hours_and_disk(
     assert "disk: about 421.6 GB at its fullest (token files 210.8 GB, " in answer.out
 
 
+def test_a_speed_of_a_model_that_nobody_knows_is_refused(tmp_path: Path) -> None:
+    run = ("target=train", "mixture=16bdm_20b", "model=olmo2_1b", "base.from=hub", "training=cpt")
+    answer = here("plan", *run, "+site.train_tokens_per_second.olmo2_lb=50000", f"results={tmp_path}")
+    assert answer.code == 2
+    assert "site.train_tokens_per_second: unknown model 'olmo2_lb' (did you mean olmo2_" in answer.err
+
+
 def test_every_site_file_says_what_may_be_given_for_training() -> None:
     files = sorted((Path(__file__).parents[1] / "conf" / "site").glob("*.yaml"))
     assert len(files) == 4

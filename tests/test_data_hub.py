@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import errno
+import gzip
 import json
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
 import aiohttp
 import httpx
 import pytest
-from huggingface_hub.errors import HfHubHTTPError
+import zstandard
+from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
 from cpt_lab.data import builtin, hub, tokenizer, tokens
 from cpt_lab.data.documents import read_manifest
@@ -63,6 +66,12 @@ GONE = [
     FileNotFoundError("part 7"),
     KeyError("text"),
     OSError(errno.ENOSPC, "No space left on device"),
+    OSError(errno.EMFILE, "Too many open files"),
+    gzip.BadGzipFile("CRC check failed"),
+    zlib.error("invalid distance"),
+    zstandard.ZstdError("data corruption"),
+    EOFError("ended before the end-of-stream marker"),
+    OfflineModeIsEnabled("HF_HUB_OFFLINE=1"),
     HfHubHTTPError("Forbidden", response=httpx.Response(403, request=httpx.Request("GET", "https://hub"))),
 ]
 

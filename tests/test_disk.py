@@ -64,6 +64,14 @@ def test_weights_that_a_run_keeps_on_its_way_count_once() -> None:
     assert bytes_of(Intermediate(of=TUNED, tokens=batch), Execution(keep_at=(2 * batch,))) == {WEIGHTS: 4 * WEIGHT}
 
 
+def test_weights_on_the_way_of_a_finished_run_are_linked_or_trained_again_and_then_leave_no_other() -> None:
+    often = Execution(keep_every=TUNED.recipe.batch_tokens)
+    assert disk.written(INTERMEDIATE, often, kept=True) == ()
+    again = disk.written(INTERMEDIATE, often, kept=False)
+    assert {part.what: part.bytes for part in again} == {WEIGHTS: 4 * WEIGHT, MIXED: 1000 * 4, STATES: 2 * 12 * WEIGHT}
+    assert [part.what for part in again if part.stays] == [WEIGHTS]
+
+
 def test_edited_weights_have_the_type_of_those_they_come_from() -> None:
     assert bytes_of(PATCHED) == bytes_of(WARMED_UP) == bytes_of(OLMO_CORE) == {WEIGHTS: 4 * WEIGHT}
     assert bytes_of(PATCHED.but(tuned=FOLDER)) == {WEIGHTS: 2 * WEIGHT}
@@ -114,16 +122,18 @@ def test_of_local_files_the_bytes_are_looked_at(tmp_path: Path, name: str, facto
 def test_a_disk_is_fullest_where_what_has_stayed_and_what_will_go_are_most() -> None:
     tokenised = [[Written(TOKENS, 100), Written(PIECES, 100, stays=False)], [Written(TOKENS, 10), Written(PIECES, 10, stays=False)]]
     trained = [[Written(WEIGHTS, 1), Written(STATES, 80, stays=False)], [Written(WEIGHTS, 1), Written(STATES, 60, stays=False)]]
-    assert disk.fullest([tokenised, trained], workers=1) == {TOKENS: 110, PIECES: 100}
-    assert disk.fullest([tokenised, trained], workers=2) == {STATES: 140, TOKENS: 110, WEIGHTS: 2}
+    assert disk.fullest([(1, tokenised), (1, trained)]) == {TOKENS: 110, PIECES: 100}
+    assert disk.fullest([(2, tokenised), (2, trained)]) == {STATES: 140, TOKENS: 110, WEIGHTS: 2}
+    assert disk.fullest([(1, tokenised), (2, trained)]) == {STATES: 140, TOKENS: 110, WEIGHTS: 2}
+    assert disk.fullest([(2, tokenised), (1, trained)]) == {TOKENS: 110, PIECES: 110}
 
 
 @given(st.lists(st.lists(PARTS, max_size=4), max_size=4), st.integers(1, 5))
 def test_no_disk_is_fuller_than_all_that_is_written_or_emptier_than_what_stays(stages: list[list[list[Written]]], workers: int) -> None:
     parts = [part for steps in stages for step in steps for part in step]
-    size = sum(disk.fullest(stages, workers).values())
+    size, with_one_more = (sum(disk.fullest([(count, steps) for steps in stages]).values()) for count in (workers, workers + 1))
     assert sum(part.bytes for part in parts if part.stays) <= size <= sum(part.bytes for part in parts)
-    assert size <= sum(disk.fullest(stages, workers + 1).values())
+    assert size <= with_one_more
 
 
 def test_small_things_are_not_spoken_of() -> None:

@@ -55,6 +55,22 @@ def test_what_this_process_may_not_use_is_given_to_no_worker(monkeypatch: pytest
     assert gpus.shares(2) == len(names) // 2
 
 
+@pytest.mark.usefixtures("four")
+@pytest.mark.parametrize(
+    ("how", "workers", "each"),
+    [
+        (Execution(), 4, 1),
+        (Execution(), 1, 4),
+        (Execution(gpus=2), 4, 2),
+        (Execution(ranks=3), 1, 3),
+        (Execution(device="cpu"), 1, 1),
+        (Execution(device="cpu", ranks=2), 1, 2),
+    ],
+)
+def test_a_training_run_has_all_gpus_of_its_worker_unless_told_how_many(how: Execution, workers: int, each: int) -> None:
+    assert local.devices(how, workers) == {"pretrain": each, "cpt": each}
+
+
 @given(count=st.integers(1, 16), each=st.integers(1, 8), index=st.integers(0, 40))
 def test_a_worker_has_as_many_gpus_as_it_shall_and_so_many_workers_share_none(count: int, each: int, index: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
@@ -70,6 +86,7 @@ def test_a_machine_without_gpus_has_workers_all_the_same(tmp_path: Path, monkeyp
     monkeypatch.delenv(gpus.VISIBLE, raising=False)
     todo = toys.planned(Store(tmp_path), [scored(500)])
     assert (gpus.names(), gpus.memory_gb(), gpus.of_worker(0, 1), local.gpus_to_evaluate(todo)) == ([], 0, {}, 1)
+    assert local.devices(Execution(), 4)["cpt"] == 1
     assert local.default_workers() >= 1
 
 

@@ -9,6 +9,7 @@ from typing import Literal
 import pytest
 
 from cpt_lab import plan
+from cpt_lab.disk import MIXED, STATES, WEIGHTS
 from cpt_lab.interventions import Rewind
 from cpt_lab.plan import Plan
 from cpt_lab.rates import DEVICES, Rate, Rates, work
@@ -20,6 +21,7 @@ from spec_cases import (
     DELTA_NORM,
     EVALUATION,
     FOLDER,
+    INTERMEDIATE,
     MATH,
     PATCHED,
     PRETRAINED,
@@ -204,6 +206,37 @@ def test_what_stays_on_the_disk_is_the_sum_of_the_steps_and_what_it_needs_more_g
     assert made.kept > 4 * TUNED.shape.parameters + 4 * PATCHED.shape.parameters
     assert made.kept < sum(made.room.values()) <= sum(part.bytes for part in parts)
     assert planned(EVALUATION, status=looks(done(TUNED, BASE, PROTOCOL))).room == {}
+
+
+def room(specs: list[Spec], *, workers: int, most_tasks: int | None) -> dict[str, int]:
+    points = [point(spec, f"point {index}") for index, spec in enumerate(specs)]
+    return plan.make(points, status=NOTHING_DONE, orders={}, workers=workers, rates=RATE, most_tasks=most_tasks).room
+
+
+def test_on_a_cluster_each_training_run_needs_its_room_at_the_same_time_as_far_as_the_site_lets_them() -> None:
+    runs: list[Spec] = [TUNED.but(recipe=TUNED.recipe.but(seed=seed)) for seed in range(3)]
+    states = [room(runs, workers=1000, most_tasks=most)[STATES] for most in (1, 2, 1000)]
+    assert states == [states[0], 2 * states[0], 3 * states[0]]
+    assert room(runs, workers=1, most_tasks=1000)[STATES] == states[2]  # the user's packs are none of training runs
+    assert room(runs, workers=2, most_tasks=None)[STATES] == states[1]  # here the same workers do all
+
+
+def test_tasks_of_a_stage_are_its_runs_its_packs_or_one() -> None:
+    runs = [TUNED.but(recipe=TUNED.recipe.but(seed=seed)) for seed in range(3)]
+    assert plan.tasks("cpt", [*runs, INTERMEDIATE], ()) == 3
+    assert plan.tasks("cpt", [INTERMEDIATE], ()) == 1
+    scored, packs = evaluations(3), [(key(one),) for one in evaluations(3)]
+    assert plan.tasks("evaluate", scored[:2], packs) == 2
+    assert plan.tasks("data", [MATH, PROTOCOL], packs) == 1
+
+
+def test_weights_that_a_finished_run_kept_take_no_room_and_others_are_trained_again() -> None:
+    look = looks(done(*closure([TUNED])))
+    kept, again = (
+        plan.make([point(INTERMEDIATE)], status=look, orders={}, workers=1, kept=lambda _, known=known: known) for known in (True, False)
+    )
+    assert (kept.room, kept.kept) == ({}, 0)
+    assert set(again.room) == {WEIGHTS, MIXED, STATES}
 
 
 def test_a_run_that_several_devices_train_together_is_done_sooner_and_costs_the_same() -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
@@ -12,7 +14,7 @@ import toys
 from cpt_lab import preflight
 from cpt_lab.specs import Evaluation, HubCorpus, Mixture, Part, Spec, TrainedCheckpoint
 from cpt_lab.store import Store
-from spec_cases import BASE, FOLDER, HUB, PATCHED, PRETRAINED, PROTOCOL
+from spec_cases import BASE, FOLDER, HUB, INTERMEDIATE, PATCHED, PRETRAINED, PROTOCOL
 
 
 @pytest.fixture(autouse=True)
@@ -54,6 +56,29 @@ def test_what_an_interrupted_build_left_in_its_scratch_folder_is_not_asked_for_a
     with (scratch / "0.npy").open("wb") as file:
         file.truncate(6 * 10**7)
     check(store.root, run)
+
+
+def test_a_folder_that_is_removed_while_it_is_measured_counts_for_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").write_bytes(b"x" * 100)
+    scan = os.scandir
+
+    def scan_late(place: object) -> object:
+        if Path(str(place)).name == "second":
+            shutil.rmtree(tmp_path / "second", ignore_errors=True)
+        return scan(place)  # type: ignore[call-overload]
+
+    monkeypatch.setattr(os, "scandir", scan_late)
+    assert preflight._size(tmp_path) == 100
+
+
+@pytest.mark.parametrize(("finished", "folder", "known"), [(False, True, None), (True, True, True), (True, False, False)])
+def test_only_a_finished_run_has_kept_weights_or_not(tmp_path: Path, finished: bool, folder: bool, known: bool | None) -> None:
+    place = tmp_path / "run"
+    (place / "intermediates" / str(INTERMEDIATE.tokens) if folder else place).mkdir(parents=True)
+    store = SimpleNamespace(is_done=lambda _: finished, product=lambda _: place)
+    assert preflight.kept(INTERMEDIATE, cast(Store, store)) is known
 
 
 def test_downloads_to_the_disk_of_the_results_need_their_room_beside_them(tmp_path: Path) -> None:

@@ -372,6 +372,18 @@ def test_mixed_tokens_and_weights_that_an_earlier_attempt_left_need_no_room(tmp_
     assert room() == 0
 
 
+def test_what_an_earlier_attempt_left_half_written_is_gone_before_the_disk_is_looked_at(tmp_path: Path, made: Made) -> None:
+    work = workspace(tmp_path)
+    state, tokens = work.scratch / "states" / "step3-tmp", work.scratch / "mixture.part"
+    state.mkdir(parents=True)
+    tokens.touch()
+    seen: list[bool] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checks, "check_room", lambda *_, **__: seen.extend((state.exists(), tokens.exists())))
+        check_room(SPEC, work, inputs=made.inputs, how=ON_CPU)
+    assert seen == [False, False]
+
+
 def test_the_disk_is_looked_at_again_before_each_state(tmp_path: Path, made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
     free = iter([10**12, 10**12])
     monkeypatch.setattr(checks.shutil, "disk_usage", lambda _: SimpleNamespace(free=next(free, 0)))

@@ -84,6 +84,17 @@ def test_a_batch_that_ranks_cannot_share_is_refused_with_a_number_that_can(batch
     ranks.check(batch, near)
 
 
+def test_a_wish_to_stop_that_was_meant_for_ranks_of_an_earlier_attempt_does_not_stop_one_process(tmp_path: Path, made: Made) -> None:
+    stop = tmp_path / "scratch" / ranks.FOLDER / "stop"
+    stop.parent.mkdir(parents=True)
+    stop.touch()
+    before = signal.signal(signal.SIGUSR2, lambda *_: None)  # a run that is stopped passes the signal on
+    try:
+        assert (made.train(tmp_path, LONG) / "model.safetensors").is_file()
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+
+
 def test_a_run_refuses_ranks_before_it_starts_them(tmp_path: Path, made: Made) -> None:
     with pytest.raises(ValueError, match="a batch of 4 sequences cannot be shared evenly by 3 ranks"):
         made.train(tmp_path, how=ON_CPU.model_copy(update={"ranks": 3}))

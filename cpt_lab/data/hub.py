@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import sys
 import time
 from collections.abc import Iterator
 from functools import lru_cache
+from gzip import BadGzipFile
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 
 PAUSES = (1.0, 4.0, 15.0, 60.0)  # seconds before each further try of a row that did not come
 BUSY = (408, 425, 429)  # HTTP: answers of a server that may have the file later, beside 500 and above
+NO_FILES_LEFT = (errno.EMFILE, errno.ENFILE)  # too many are open: of this process, of this machine
 OUT_OF_REACH = "could not be reached on the hub: give a network, or its files as a files_corpus"
 
 
@@ -85,10 +88,17 @@ def is_network_failure(error: BaseException) -> bool:
     if isinstance(status, int) and status >= 400:
         return status >= 500 or status in BUSY
     if isinstance(error, OSError):
-        return not isinstance(error, FileNotFoundError | PermissionError | IsADirectoryError) and not failures.is_not_writable(error)
+        return not isinstance(error, _lasting()) and error.errno not in NO_FILES_LEFT and not failures.is_not_writable(error)
     # These two have errors that are no OSError. They are loaded if one of them was raised.
     families = [(sys.modules.get("httpx"), "HTTPError"), (sys.modules.get("aiohttp"), "ClientError")]
     return isinstance(error, TimeoutError) or any(module and isinstance(error, getattr(module, name)) for module, name in families)
+
+
+def _lasting() -> tuple[type[OSError], ...]:
+    """Errors that every further try would have: of files that are gone, not allowed or damaged, and of a network that is switched off."""
+    from huggingface_hub.errors import OfflineModeIsEnabled
+
+    return FileNotFoundError, PermissionError, IsADirectoryError, BadGzipFile, OfflineModeIsEnabled
 
 
 @lru_cache(maxsize=4)

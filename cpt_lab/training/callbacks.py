@@ -6,7 +6,6 @@ OLMo-core's callbacks are a base class, so this module needs it at import: impor
 from __future__ import annotations
 
 import json
-import shutil
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -154,9 +153,6 @@ class TimedCheckpointer(CheckpointerCallback):
     def pre_train(self) -> None:
         super().pre_train()
         self._checkpoints = [path for _, path in sorted(self.checkpointer.find_checkpoints(self.save_folder))]  # of earlier attempts
-        if get_rank() == 0:
-            for cut_off in Path(self.save_folder).glob("step*-tmp"):  # a process that was killed while it saved left it
-                shutil.rmtree(cut_off)
         self._last = time.monotonic()
 
     def post_train_batch(self) -> None:

@@ -62,7 +62,7 @@ def mix(mixture: Mixture, sources: Sequence[Path], path: Path, *, tokenizer: Pat
         check_budget(part, whole, unended=len(array) - whole)
     found = layout(mixture, documents)
     dtype = _widest(manifests)
-    beside = path.with_suffix(".part")
+    beside = unfinished(path)
     with beside.open("wb") as file:
         for source, (start, stop) in zip(found.source, found.bounds, strict=True):
             file.write(arrays[source][start:stop].astype(dtype, copy=False).tobytes())
@@ -72,6 +72,11 @@ def mix(mixture: Mixture, sources: Sequence[Path], path: Path, *, tokenizer: Pat
     facts = {**asdict(mixed), "path": path.name, "bytes": path.stat().st_size, "mixture": digest(mixture)}
     write_atomically(path.with_suffix(".json"), json.dumps(facts))
     return mixed
+
+
+def unfinished(path: Path) -> Path:
+    """Where `mix` writes what will be the file at `path`."""
+    return path.with_suffix(".part")
 
 
 def missing_bytes(mixture: Mixture, sources: Sequence[Path], path: Path) -> int:

@@ -68,6 +68,7 @@ def train(spec: TrainedCheckpoint, work: Workspace, *, inputs: Inputs, how: Exec
     checks.check_tokenizer(inputs.start, inputs.tokenizer)
     try:
         if team.size == 1:
+            shutil.rmtree(work.scratch / ranks.FOLDER, ignore_errors=True)  # its stop was meant for the ranks of an earlier attempt
             train_here(spec, work, inputs=inputs, how=how)
         else:
             check_room(spec, work, inputs=inputs, how=how)
@@ -123,7 +124,13 @@ def mixed(spec: TrainedCheckpoint, work: Workspace, inputs: Inputs) -> Mixed:
 
 
 def check_room(spec: TrainedCheckpoint, work: Workspace, *, inputs: Inputs, how: Execution) -> None:
-    """OSError if the disk has no room for the mixed tokens, states and weights still to come: what an earlier attempt left is there."""
+    """OSError if the disk has no room for the mixed tokens, states and weights still to come: what an earlier attempt left is there.
+
+    What it left half written is of no use and is removed first.
+    """
+    mixing.unfinished(work.scratch / MIXED).unlink(missing_ok=True)
+    for cut_off in (work.scratch / "states").glob("step*-tmp"):
+        shutil.rmtree(cut_off, ignore_errors=True)
     steps = disk.kept_steps(spec, how, inputs.keep, until=inputs.until)
     kept = sum((work.scratch / saving.INTERMEDIATES / str(step * spec.recipe.batch_tokens)).is_dir() for step in steps)
     there = len([*(work.scratch / "states").glob("step*/.metadata.json")])
