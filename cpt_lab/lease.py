@@ -78,8 +78,8 @@ def claim(folder: Path) -> Lease | None:
     """The lease of a folder, or None if a live owner has it or another process is about to."""
     path, owner = folder / "lease.json", Owner.me()
     beside = path.with_name(f".lease-{owner.id}")
-    beside.write_text(json.dumps(asdict(owner)))
     try:
+        beside.write_text(json.dumps(asdict(owner)))
         taken = _create(path, beside) or _take_over(path, beside)
     finally:
         beside.unlink(missing_ok=True)

@@ -96,7 +96,7 @@ def check_once(root: Path, *, again: Sequence[Spec] = ()) -> None:
     for folder in (root / "evaluations").iterdir():
         assert json.loads((folder / "product" / "results.json").read_text()) == toys.RESULTS
     half = [path for pattern in (".product-*", "lease.json", ".lease-*", ".takeover-*") for path in root.glob(f"*/*/{pattern}")]
-    assert half == []
+    assert half == [], half
 
 
 def check_mlflow(root: Path, settings: Tracking, *, database: str = "") -> None:

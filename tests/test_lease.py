@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import socket
@@ -323,3 +324,14 @@ def test_a_requeued_job_succeeds_its_own_earlier_run(squeue: Callable[..., None]
     assert taken is not None
     assert (taken.owner.host, taken.owner.slurm_job) == (socket.gethostname(), "77")
     taken.release()
+
+
+def test_a_claim_that_finds_the_disk_full_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: Path, _: str) -> int:
+        path.touch()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(OSError, match="No space left"):
+        claim(tmp_path)
+    assert list(tmp_path.iterdir()) == []
