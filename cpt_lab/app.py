@@ -185,7 +185,7 @@ def _relaunch(verb: str, given: Words) -> int:
     if among == []:
         print(f"study {asked.name}: nothing to try again; `python -m cpt_lab resume {asked.name}` goes on with what is missing")
         return 0
-    if chosen.out is not None and not (chosen.out.is_dir() and any(chosen.out.iterdir())):
+    if chosen.out is not None and not export.is_taken(chosen.out):
         return _materialize(asked, chosen, where)
     return _run(asked, chosen, where, among=among, saved=True)
 
@@ -310,12 +310,12 @@ def _planned(store: Store, wanted: Sequence[Point], chosen: Settings, where: str
         rates=rates.known(store, costs.device(chosen.site, where, wanted), speeds),
         pack_minutes=chosen.site.pack_minutes if where == "slurm" and chosen.packs is None else None,
         how=how,
-        devices=remote.devices(chosen.site, chosen.execution.ranks) if where == "slurm" else None,
         most_tasks=chosen.site.max_parallel or MOST_PACKS if where == "slurm" else None,
         kept=lambda spec: preflight.kept(spec, store),
     )
-    workers = max(1, min(todo.workers, todo.todo))
-    return todo if where == "slurm" else replace(todo, devices=local.devices(how, workers))
+    if where == "slurm":
+        return replace(todo, devices=remote.devices(chosen.site, chosen.execution.ranks))
+    return replace(todo, devices=local.devices(how, max(1, min(todo.workers, todo.todo))))
 
 
 def _workers(chosen: Settings, where: str, gpus: int = 1) -> int:

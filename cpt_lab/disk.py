@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import assert_never
 
 from cpt_lab import specs
+from cpt_lab.data.tokens import LARGEST_UINT16
 from cpt_lab.execution import Execution
 from cpt_lab.specs import Spec, key
 
 WEIGHT_BYTES = 4  # what is trained here is kept in float32: changes of continual pre-training are below what bf16 tells apart
 STATE_BYTES = 12  # of a weight: itself and two moments in float32
 RELEASED_BYTES = 2  # of a weight of a released checkpoint: bfloat16
-LARGEST_UINT16 = 2**16
 # Where nobody said how many tokens a corpus has, of its text's bytes; more than they turn out to be, for a disk must not be too small.
 BYTES_PER_TOKEN = 2
 UNPACKED = 4  # bytes of text in one of a packed file
@@ -106,6 +106,11 @@ def words(kinds: Mapping[str, int]) -> str:
 
 def gigabytes(size: int) -> str:
     return f"{size / 1e9:,.1f}"
+
+
+def nearest_folder(path: Path) -> Path:
+    """The path itself, or the nearest one above it that exists: its disk is the one that a new file there will be on."""
+    return next(place for place in (path, *path.parents) if place.exists())
 
 
 def token_width(spec: specs.Tokens) -> int:

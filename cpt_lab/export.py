@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cpt_lab import specs
+from cpt_lab.disk import nearest_folder
 from cpt_lab.specs import Checkpoint, Patched, Spec
 from cpt_lab.study import Point
 
@@ -42,11 +43,16 @@ def weights_of(spec: Spec) -> Checkpoint | Patched:
     raise ValueError(f"a {spec.PRODUCT} has no weights to write: materialize takes target=evaluate, materialize and train")
 
 
+def is_taken(out: Path) -> bool:
+    """Whether a folder with something in it stands there."""
+    return out.is_dir() and any(out.iterdir())
+
+
 def check_place(out: Path) -> None:
     """ValueError if this is no place for a new folder: something stands there, or a file stands above it."""
-    if out.is_dir() and any(out.iterdir()):
+    if is_taken(out):
         raise ValueError(f"out={out} is not empty: give a new folder")
-    nearest = _nearest(out)
+    nearest = nearest_folder(out)
     if not nearest.is_dir():
         raise ValueError(f"out={out} cannot be made, for {nearest} is a file: give a new folder")
     if not os.access(nearest, os.W_OK):
@@ -55,7 +61,7 @@ def check_place(out: Path) -> None:
 
 def check_room(out: Path, needed: int) -> None:
     """ValueError if the disk of `out` has fewer free bytes than are needed."""
-    free = shutil.disk_usage(_nearest(out)).free
+    free = shutil.disk_usage(nearest_folder(out)).free
     if free < needed:
         raise ValueError(f"out={out} needs {needed:,} bytes and its disk has {free:,} free: free some or give a folder on another disk")
 
@@ -78,8 +84,3 @@ def write(product: Path, out: Path, card: str) -> None:
     except BaseException:
         shutil.rmtree(beside, ignore_errors=True)
         raise
-
-
-def _nearest(path: Path) -> Path:
-    """The folder itself, or the nearest one above it that exists."""
-    return next(place for place in (path, *path.parents) if place.exists())

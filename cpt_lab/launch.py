@@ -16,7 +16,7 @@ from cpt_lab import launches, provenance, study
 from cpt_lab.execution import Execution
 from cpt_lab.plan import STAGES, Plan
 from cpt_lab.specs import AnySpec, Parts, Spec, Unit, from_parts, key, read_parts, settled
-from cpt_lab.store import State, Store, write_atomically
+from cpt_lab.store import Store, write_atomically
 from cpt_lab.study import Study
 from cpt_lab.tracking_settings import Tracking
 
@@ -83,7 +83,7 @@ def prepare(plan: Plan, asked: Study, store: Store, *, where: str, how: Executio
     write_atomically(launch.folder / "plan.json", json.dumps(_written(launch, plan), separators=(",", ":")))
     queue, earlier = launch.store(), frozenset(found.id for found in launches.of_study(store, asked.name))
     for step in plan.steps:
-        if step.state not in (State.RUNNING, State.DONE) and not study.rankings_pending(step.spec):
+        if not study.rankings_pending(step.spec):
             queue.queue(step.spec, earlier=earlier)
     return launch
 

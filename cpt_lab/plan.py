@@ -87,8 +87,8 @@ class Plan:
     packs: tuple[tuple[str, ...], ...]  # keys of the steps of every stage of PACKED, one stage after the other, by worker
     rates: Rates = H100
     workers: int = 1  # at a time, at most
-    devices: Mapping[str, int] = field(default_factory=dict)  # stage -> of one of its training runs, where it is not one
     most_tasks: int | None = None  # of a stage at a time where each stage has tasks of its own; None: the same workers do all stages
+    devices: Mapping[str, int] = field(default_factory=dict)  # stage -> how many train one of its runs together, where it is not one
 
     @property
     def done(self) -> tuple[str, ...]:
@@ -150,9 +150,7 @@ class Plan:
         if stage in ONE_TASK_EACH:
             return max(total / workers, max(step.seconds for step in steps)) / self.devices.get(stage, 1)
         if stage in PACKED:
-            inside = {step.key for step in steps}
-            tasks = sum(not inside.isdisjoint(names) for names in self.packs)
-            return max(total / min(workers, tasks), max(step.seconds for step in steps))
+            return max(total / min(workers, tasks(stage, [step.spec for step in steps], self.packs)), max(step.seconds for step in steps))
         return total
 
 
@@ -165,15 +163,13 @@ def make(
     rates: Rates = H100,
     pack_minutes: float | None = None,
     how: Execution = USUAL,
-    devices: Mapping[str, int] | None = None,
     most_tasks: int | None = None,
     kept: Callable[[specs.Intermediate], bool | None] = lambda _: None,
 ) -> Plan:
     """The plan for these points, given what `status` knows of every spec and the finished rankings.
 
-    Each stage is packed for so many workers, or, with `pack_minutes`, into as many packs as take about so long. `devices` says of a stage
-    how many of them train one run together. With `most_tasks` each stage has tasks of its own, of which so many run at a time. `kept` says
-    of weights on the way whether their run, if it is done, has them.
+    Each stage is packed for so many workers, or, with `pack_minutes`, into as many packs as take about so long. With `most_tasks` each
+    stage has tasks of its own, so many of which run at once. `kept` says of weights on the way whether their run, if it is done, has them.
     """
     wanted = {point.name: settled(point.spec, dict(orders)) for point in points}
     states = _States(status)
@@ -193,7 +189,7 @@ def make(
     )
     places = {key(wanted[point.name]): place for place, point in reversed(list(enumerate(by_edit(points, lambda point: point.spec))))}
     packs = _packs(steps, workers, rates, places, pack_minutes)
-    return Plan(tuple(points), wanted, known, steps, packs, rates, workers, devices or {}, most_tasks)
+    return Plan(tuple(points), wanted, known, steps, packs, rates, workers, most_tasks)
 
 
 def stage_of(spec: Spec) -> str:

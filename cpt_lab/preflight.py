@@ -192,7 +192,7 @@ def _check_disk(todo: Plan, store: Store) -> None:
     What interrupted builds have in their scratch folders is part of it, and there already.
     """
     needed, downloads = todo.room, _downloads(todo)
-    if downloads and store.root.stat().st_dev == _nearest(hub_cache()).stat().st_dev:
+    if downloads and store.root.stat().st_dev == disk.nearest_folder(hub_cache()).stat().st_dev:
         needed = {**needed, DOWNLOADS: downloads}
     there = sum(_size(store.folder(step.spec) / "scratch") for step in todo.steps if step.written)
     size, free = max(sum(needed.values()) - there, 0), shutil.disk_usage(store.root).free
@@ -206,7 +206,7 @@ def _check_disk(todo: Plan, store: Store) -> None:
 
 def _check_downloads(todo: Plan) -> None:
     """ValueError if the checkpoints that the hub has to send do not fit where its cache lies."""
-    needed, free = _downloads(todo), shutil.disk_usage(_nearest(hub_cache())).free
+    needed, free = _downloads(todo), shutil.disk_usage(disk.nearest_folder(hub_cache())).free
     if needed and free < needed:
         raise ValueError(
             f"the hub's cache {hub_cache()} has {free / 1e9:.1f} GB free and checkpoints of about {needed / 1e9:.1f} GB will be "
@@ -228,10 +228,6 @@ def _size(folder: Path) -> int:
             with suppress(FileNotFoundError):
                 total += Path(place, name).lstat().st_size
     return total
-
-
-def _nearest(folder: Path) -> Path:
-    return next(place for place in (folder, *folder.parents) if place.exists())
 
 
 def _weights(spec: specs.Spec) -> int:

@@ -120,13 +120,14 @@ def _manifest(study: Study) -> dict[str, Any]:
 
 def _common(configs: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """The settings that are the same everywhere."""
-    first = configs[0] if configs else {}
-    return {name: value for name, value in first.items() if all(name in other and _same(other[name], value) for other in configs)}
-
-
-def _same(one: Any, other: Any) -> bool:
-    """Whether both are written alike: True is not 1."""
-    return one is other or json.dumps(one) == json.dumps(other)
+    common = dict(configs[0]) if configs else {}
+    texts = {name: json.dumps(value) for name, value in common.items()}  # written alike is the same: True is not 1
+    for config in configs[1:]:
+        for name in list(common):
+            same = name in config and (config[name] is common[name] or json.dumps(config[name]) == texts[name])
+            if not same:
+                del common[name]
+    return common
 
 
 def no_such(store: Store, name: str) -> str:

@@ -139,12 +139,18 @@ def test_workers_find_the_snapshots_code_first_and_compute_with_the_threads_of_t
     assert (told.folder / "code" / "conf" / "config.yaml").exists()
 
 
-def test_the_same_code_is_kept_once_and_another_code_beside_it(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    source = tmp_path / "checkout"
-    (source / "cpt_lab").mkdir(parents=True)
-    (source / "launchers").mkdir()
-    (source / "cpt_lab" / "one.py").write_text("1")
-    monkeypatch.setattr(provenance, "source_root", lambda: source)
+@pytest.fixture
+def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The source that snapshots are taken of, one file."""
+    folder = tmp_path / "checkout"
+    (folder / "cpt_lab").mkdir(parents=True)
+    (folder / "launchers").mkdir()
+    (folder / "cpt_lab" / "one.py").write_text("1")
+    monkeypatch.setattr(provenance, "source_root", lambda: folder)
+    return folder
+
+
+def test_the_same_code_is_kept_once_and_another_code_beside_it(root: Path, source: Path) -> None:
     first = provenance.snapshot(root)
     assert provenance.snapshot(root) == first
     (source / "cpt_lab" / "one.py").write_text("2")
@@ -153,12 +159,8 @@ def test_the_same_code_is_kept_once_and_another_code_beside_it(root: Path, tmp_p
     assert ((first / "cpt_lab" / "one.py").read_text(), (second / "cpt_lab" / "one.py").read_text()) == ("1", "2")
 
 
-def test_the_same_source_of_another_commit_is_kept_under_that_commit(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    source = tmp_path / "checkout"
-    (source / "cpt_lab").mkdir(parents=True)
-    (source / "launchers").mkdir()
-    (source / "cpt_lab" / "one.py").write_text("1")
-    monkeypatch.setattr(provenance, "source_root", lambda: source)
+@pytest.mark.usefixtures("source")
+def test_the_same_source_of_another_commit_is_kept_under_that_commit(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kept = {}
     for commit, difference in (("a1", ""), ("b2", ""), ("b2", "c3")):
         monkeypatch.setattr(provenance, "git_state", lambda state=(commit, difference): {"git": state[0], "git_diff": state[1]})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Literal
 
 import pytest
@@ -240,9 +241,8 @@ def test_weights_that_a_finished_run_kept_take_no_room_and_others_are_trained_ag
 
 
 def test_a_run_that_several_devices_train_together_is_done_sooner_and_costs_the_same() -> None:
-    alone, together = (
-        plan.make([point(TUNED)], status=NOTHING_DONE, orders={}, workers=1, rates=RATE, devices=devices) for devices in (None, {"cpt": 16})
-    )
+    alone = plan.make([point(TUNED)], status=NOTHING_DONE, orders={}, workers=1, rates=RATE)
+    together = replace(alone, devices={"cpt": 16})
     assert together.gpu_hours == alone.gpu_hours
     assert together.wall_hours(1) == pytest.approx(alone.wall_hours(1) / 16)
 
